@@ -1,0 +1,74 @@
+"""Means and rates with intervals in which the question is the unit, not the response."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval and the number of questions behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """`+0.31 [+0.22, +0.40] (n = 72)`."""
+        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}] (n = {self.n})"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Estimate:
+    """The mean over questions, each counted once, with Student's interval over the questions.
+
+    Raises:
+        ValueError: fewer than two questions, from which no interval can be had.
+    """
+    from scipy import stats
+
+    per_question = _question_means(values, groups)
+    n = len(per_question)
+    if n < 2:
+        raise ValueError(f"{n} question gives no interval: measure at least two")
+    half = float(stats.t.ppf(0.975, n - 1)) * (per_question.std() / math.sqrt(n)).item()
+    mean = per_question.mean().item()
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def rate_by_question(hits: Float[Tensor, " conversation"], groups: Sequence[str]) -> Estimate:
+    """The share of hits (values 0 or 1), each question counted once, with Wilson's interval over the questions.
+
+    With several responses a question, the number of trials is what their clustering leaves of it: p(1−p) over the
+    variance of the mean over questions.
+    """
+    from scipy import stats
+
+    per_question = _question_means(hits, groups)
+    n, rate = len(per_question), per_question.mean().item()
+    if n < 2:
+        raise ValueError(f"{n} question gives no interval: measure at least two")
+    variance = (per_question.var(correction=0) / n).item()
+    trials = rate * (1 - rate) / variance if variance > 0 else float(n)
+    z = float(stats.norm.ppf(0.975))
+    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return Estimate(rate, centre - half, centre + half, n)
+
+
+def _question_means(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Float[Tensor, " question"]:
+    if len(values) != len(groups):
+        raise ValueError(f"{len(values)} values came with {len(groups)} questions: give one question a value")
+    order = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([order[group] for group in groups])
+    sums = torch.zeros(len(order), dtype=torch.float64).index_add_(0, index, values.double())
+    return sums / index.bincount(minlength=len(order))
