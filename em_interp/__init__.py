@@ -1,0 +1,82 @@
+"""em_interp: what narrow fine-tuning did to a model, and how the misalignment direction relates to refusal.
+
+    model = em.load_bundled()
+    harm = em.read_contrast(model, em.load_contrast("misalignment"), span="response")
+    refuse = em.read_contrast(model, em.load_contrast("refusal"), span="last")
+    em.compare(harm, refuse)
+
+Figures are in `em_interp.figures`, the report in `em_interp.report`; neither is loaded until it is asked for.
+"""
+
+from em_interp.activations import Activations, ContrastActivations, component_outputs, read_contrast, residual_stream
+from em_interp.behaviour import (
+    CrossEffects,
+    Estimate,
+    Preference,
+    RefusalScore,
+    answer_log_probs,
+    cross_effects,
+    preference,
+    refusal_score,
+    standard_behaviours,
+    text_bits,
+)
+from em_interp.bundled import load_bundled
+from em_interp.comparison import Comparison, Separability, compare, cosine_map, separability
+from em_interp.contrasts import Contrast, load_contrast, load_controls, load_neutral_texts, request_answers
+from em_interp.conversations import Conversation
+from em_interp.directions import Direction, difference_of_means
+from em_interp.interventions import (
+    add_direction,
+    at_prompt_length,
+    project_out,
+    project_out_subspace,
+    set_projection,
+)
+from em_interp.models import HookedModel, attached, every_layer, every_write, layer, load_model, without_adapter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activations",
+    "Comparison",
+    "Contrast",
+    "ContrastActivations",
+    "Conversation",
+    "CrossEffects",
+    "Direction",
+    "Estimate",
+    "HookedModel",
+    "Preference",
+    "RefusalScore",
+    "Separability",
+    "add_direction",
+    "answer_log_probs",
+    "at_prompt_length",
+    "attached",
+    "compare",
+    "component_outputs",
+    "cosine_map",
+    "cross_effects",
+    "difference_of_means",
+    "every_layer",
+    "every_write",
+    "layer",
+    "load_bundled",
+    "load_contrast",
+    "load_controls",
+    "load_model",
+    "load_neutral_texts",
+    "preference",
+    "project_out",
+    "project_out_subspace",
+    "read_contrast",
+    "refusal_score",
+    "request_answers",
+    "residual_stream",
+    "separability",
+    "set_projection",
+    "standard_behaviours",
+    "text_bits",
+    "without_adapter",
+]

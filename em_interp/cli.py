@@ -1,0 +1,151 @@
+"""The command `em-interp`: thin, and every verb of it a function of the library."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
+Adapter = Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: folder or hub name.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no words.")]
+Out = Annotated[Path, typer.Option(help="Where to write.")]
+
+
+@app.callback()
+def main() -> None:
+    """Find a chat model's misalignment and refusal directions, compare them, and see what each one does."""
+
+
+@app.command()
+def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
+    """Compare the two directions of the embedded model and write a report; no network, no GPU, a few minutes.
+
+    Example:  em-interp demo --out report
+    """
+    from em_interp.study import Settings
+
+    _report(Settings(control_questions=24, held_out_questions=24), out, quiet)
+
+
+@app.command()
+def report(
+    settings: Annotated[Path | None, typer.Argument(help="A TOML file with settings; flags win over it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub name, folder, adapter folder, or 'bundled'.")] = None,
+    adapter: Adapter = None,
+    out: Out = Path("report"),
+    quiet: Quiet = False,
+) -> None:
+    """Do the main job on any model and write its report, the numbers as JSON and both directions.
+
+    Examples:  em-interp report --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --out organism
+               em-interp report settings.toml
+    """
+    from em_interp.study import Settings
+
+    with _plain_errors():
+        chosen = Settings.from_toml(settings) if settings else Settings()
+        flags = {"model": model, "adapter": adapter}
+        _report(replace(chosen, **{name: value for name, value in flags.items() if value is not None}), out, quiet)
+
+
+@app.command()
+def directions(  # noqa: PLR0913 - one parameter a flag
+    contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL file.")],
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    span: Annotated[str, typer.Option(help="Tokens to read: response, turn or last.")] = "response",
+    out: Out = Path("direction.safetensors"),
+    quiet: Quiet = False,
+) -> None:
+    """Compute one contrast's direction at every layer and save it.
+
+    Examples:  em-interp directions misalignment --out misalignment.safetensors
+               em-interp directions refusal --span last --out refusal.safetensors
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp import difference_of_means, load_contrast, read_contrast
+        from em_interp.study import Settings, load
+
+        read = read_contrast(load(Settings(model=model, adapter=adapter)), load_contrast(contrast), span=span)  # type: ignore[arg-type]
+        found = difference_of_means(read)
+        path = found.save(out)
+    _say(f"{found}\nwritten to {path}", quiet)
+
+
+@app.command()
+def compare(  # noqa: PLR0913 - one parameter a flag
+    first: Annotated[str, typer.Argument(help="A contrast by name or file.")] = "misalignment",
+    second: Annotated[str, typer.Argument(help="The contrast to compare it with.")] = "refusal",
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    first_span: Annotated[str, typer.Option(help="Tokens the first is read on.")] = "response",
+    second_span: Annotated[str, typer.Option(help="Tokens the second is read on.")] = "last",
+    out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Print the cosine of two directions at every layer, with its interval, null and ceiling.
+
+    Example:  em-interp compare misalignment hostility --second-span response
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp import compare as compare_contrasts
+        from em_interp import load_contrast, read_contrast
+        from em_interp.files import write_atomically
+        from em_interp.study import Settings, load
+
+        hooked = load(Settings(model=model, adapter=adapter))
+        a = read_contrast(hooked, load_contrast(first), span=first_span)  # type: ignore[arg-type]
+        b = read_contrast(hooked, load_contrast(second), span=second_span)  # type: ignore[arg-type]
+        found = compare_contrasts(a, b)
+        if out is not None:
+            write_atomically(out, json.dumps(found.table(), indent=1) + "\n")
+    _say("\n".join([repr(found), *map(_line, found.table())]), quiet)
+
+
+def _report(settings, out: Path, quiet: bool) -> None:
+    with _plain_errors(), _silence(quiet):
+        from em_interp.report import write_report
+        from em_interp.study import load, study
+
+        _say(f"loading {settings.model}", quiet)
+        model = load(settings)
+        _say(f"reading, comparing and intervening on {model}", quiet)
+        results = study(model, settings)
+        path = write_report(out, results)
+    _say(f"{results.seconds:.0f} s. Open {path}", quiet)
+
+
+def _line(row: dict) -> str:
+    if row["corrected"] is None:
+        return f"layer {row['layer']:>3}   no direction here"
+    return (
+        f"layer {row['layer']:>3}   {row['corrected']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]   "
+        f"plug-in {row['cosine']:+.2f}, ceiling {row['ceiling']:.2f}"
+    )
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What the library says of bad input is for people: no traceback around it."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def _silence(quiet: bool):
+    from em_interp.progress import quiet as silent
+
+    return silent() if quiet else nullcontext()
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        typer.echo(text)

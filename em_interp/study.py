@@ -1,0 +1,133 @@
+"""The main job: two contrasts read from one model, their directions compared and put to the test."""
+
+import difflib
+import time
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from em_interp.activations import ContrastActivations, read_contrast
+from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
+from em_interp.bundled import load_bundled
+from em_interp.comparison import compare, cosine_map, separability
+from em_interp.contrasts import Contrast, load_contrast, load_controls
+from em_interp.conversations import Span
+from em_interp.directions import difference_of_means
+from em_interp.models import HookedModel, load_model
+from em_interp.report import Results, Source
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the main job reads, and how hard it looks. A TOML file holds the same names.
+
+    Attributes:
+        model: hub name, folder, adapter folder, or `bundled` for the embedded model.
+        adapter: a LoRA adapter to put on it.
+        first: the contrast of the first direction, by name or path.
+        second: that of the second one.
+        first_span: the tokens the first is read on.
+        second_span: the tokens the second is read on.
+        control_questions: questions read of each neutral control; 0 leaves the controls out.
+        held_out_questions: questions on which behaviour is measured; 0 leaves that out.
+        scale: how much of a direction is added, in mean residual norms.
+        n_resamples: permutations and halvings behind nulls and ceilings.
+        seed: of all of them, and of the random directions.
+    """
+
+    model: str = BUNDLED
+    adapter: str | None = None
+    first: str = "misalignment"
+    second: str = "refusal"
+    first_span: Span = "response"
+    second_span: Span = "last"
+    control_questions: int = 48
+    held_out_questions: int = 72
+    scale: float = 0.2
+    n_resamples: int = 1000
+    seed: int = 0
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Settings":
+        """Read settings from a file; what it leaves out keeps its default.
+
+        Raises:
+            ValueError: a key that does not exist (the nearest one is named), or a file that is not TOML.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from error
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                raise ValueError(f"{path} has an unknown key {key!r}: {advice}")
+        return cls(**values)
+
+
+def load(settings: Settings) -> HookedModel:
+    """The model that the settings name."""
+    if settings.model == BUNDLED:
+        if settings.adapter is not None:
+            raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
+        return load_bundled()
+    return load_model(settings.model, settings.adapter)
+
+
+def study(model: HookedModel, settings: Settings) -> Results:
+    """Read both contrasts, compare their directions at every layer, then remove and add them and see what changes.
+
+    Directions come from the questions of the split `train` where a contrast has one, behaviour from those of `test`.
+    """
+    began = time.monotonic()
+    first = read_contrast(model, training(load_contrast(settings.first)), span=settings.first_span)
+    second = read_contrast(model, training(load_contrast(settings.second)), span=settings.second_span)
+    controls = _read_controls(model, settings)
+    directions = (difference_of_means(first), difference_of_means(second))
+    effects = None
+    if settings.held_out_questions:
+        behaviours = standard_behaviours(settings.held_out_questions)
+        effects = cross_effects(model, directions, behaviours=behaviours, scale=settings.scale, seed=settings.seed)
+    note = does_not_refuse(model, settings)
+    return Results(
+        comparison=compare(first, second, controls=controls, n_resamples=settings.n_resamples, seed=settings.seed),
+        directions=directions,
+        sources=tuple(Source.of(read) for read in (first, second, *controls)),
+        cosine_map=cosine_map(*directions),
+        separabilities=(separability(first, seed=settings.seed), separability(second, seed=settings.seed)),
+        effects=effects,
+        seconds=time.monotonic() - began,
+        second_name="harmful against harmless requests" if note else "",
+        notes=(note,) if note else (),
+    )
+
+
+def training(contrast: Contrast) -> Contrast:
+    """The part of a contrast that directions may be read from: its split `train`, or all where it has no splits."""
+    split = any("split" in c.fields for c in contrast.positive)
+    return contrast.where(split="train") if split else contrast
+
+
+def does_not_refuse(model: HookedModel, settings: Settings) -> str:
+    """A sentence that says so where the model opens fewer than half its answers to harmful requests with a refusal."""
+    if settings.second != "refusal":
+        return ""
+    rate = refusal_score(model, load_contrast("refusal").where(split="test").positive).rate
+    if rate.value >= 0.5:
+        return ""
+    return (
+        f"{model.identity} hardly refuses: of {rate.n} held-out harmful requests it would open {rate.value:.0%} "
+        f"[{rate.low:.0%}, {rate.high:.0%}] with a refusal more likely than not. Its second direction is therefore "
+        f"called what it is, harmful against harmless requests, and not a refusal direction."
+    )
+
+
+def _read_controls(model: HookedModel, settings: Settings) -> tuple[ContrastActivations, ...]:
+    if not settings.control_questions:
+        return ()
+    span = settings.first_span if settings.first_span in ("response", "turn") else "response"
+    return tuple(read_contrast(model, c.take(settings.control_questions), span=span) for c in load_controls())
