@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .PHONY: help install demo test check bench bench-peers assets clean
 
 help:
-	@echo "make demo         set up, then compare the two directions on the embedded model: report/index.html"
+	@echo "make demo         set up, then compare the two directions on the embedded model: report/report.html"
 	@echo "make test         set up, then run every test and notebook"
 	@echo "make check        format, lint, types, direction of imports"
 	@echo "make bench        what reading, comparing and generating cost, against bare Hugging Face"

@@ -215,8 +215,8 @@ def compare(
     The 95 % interval is Fieller's (1954), for a ratio whose denominator is uncertain, with t quantiles and a
     delete-one-question jackknife covariance of numerator and denominator. From that covariance the products of two
     questions' noise are taken out once, because the jackknife counts them twice (Efron and Stein 1981). Simulated, it
-    covers the truth in 93 to 99 %, also where a direction is barely found; but there the estimates are a selection, and
-    off by up to a few hundredths (more if a and b share questions), so read the interval.
+    covers the truth in 92 to 99 %, also where a direction is barely found; but there the estimates are a selection and
+    can be far off, most of all when a and b share questions, so read the interval.
 
     A side has a direction at a layer when the norm of its difference of means is among the largest 5 % of those under
     permuted labels, whatever the shape of the noise, and stays positive when noise is taken out of it. With one pair of

@@ -105,11 +105,14 @@ class Results:
 
 
 def write_report(folder: str | Path, results: Results) -> Path:
-    """Write `report.html`, `results.json` and both directions into a folder, and return the page's path.
+    """Write `report.html`, `results.json`, both directions and the headline figure, and return the page's path.
 
-    The page holds everything it shows, Plotly included, and forbids itself to fetch anything.
+    The page holds everything it shows, Plotly included, and forbids itself to fetch anything. The figure is Plotly's
+    JSON, to be drawn again in another size.
     """
     folder = Path(folder)
+    headline = figures.cosine_by_layer(results.renamed().comparison, model=results.model)
+    write_atomically(folder / "cosine-by-layer.json", str(headline.to_json()))
     files = [f"{i + 1}-{_slug(direction.name)}.safetensors" for i, direction in enumerate(results.directions)]
     for direction, name in zip(results.directions, files, strict=True):
         direction.save(folder / name)
@@ -224,23 +227,28 @@ def _against_null(c: Comparison, row: int) -> str:
 
 
 def _against_controls(c: Comparison, row: int) -> str:
+    """The yardstick is what a control shows in a's place, against b; which control a resembles is said beside it."""
     if not c.controls:
         return "No control contrasts were read, so it is open how large the cosines of unrelated contrasts are here."
-    names = [f"{control.replace('_', ' ')} × {side}" for side in (c.a, c.b) for control in c.controls]
-    cosines = torch.cat([c.controls_a, c.controls_b])[:, row]
-    if not cosines.isfinite().any():
+    in_place, nearest = (_largest(c.controls, cosines[:, row]) for cosines in (c.controls_b, c.controls_a))
+    if in_place is None or nearest is None:
         return "None of the control contrasts has a direction at that layer to compare with."
-    largest = int(cosines.abs().nan_to_num(-1).argmax())
-    size = float(cosines[largest].abs())
-    text = (
-        f"The largest of {int(cosines.isfinite().sum())} control cosines at that layer is "
-        f"{number(float(cosines[largest]))} ({names[largest]})"
-    )
-    if size >= abs(float(c.corrected[row])):
-        return f"{text}: unrelated contrasts come as close, so the cosine says little about this pair."
-    if size >= min(abs(float(c.low[row])), abs(float(c.high[row]))):
-        return f"{text}: smaller, but as large as the interval allows this one to be."
-    return f"{text}, smaller than anything in the interval."
+    size, name = in_place
+    text = f"Put in the place of {c.a}, the control contrasts reach {number(size)} ({name}) with {c.b}"
+    if abs(size) >= abs(float(c.corrected[row])):
+        text += f": as much as {c.a} does, so the cosine says little about {c.a} in particular."
+    elif abs(size) >= min(abs(float(c.low[row])), abs(float(c.high[row]))):
+        text += ": smaller, but as large as the interval allows this one to be."
+    else:
+        text += ", smaller than anything in the interval."
+    return f"{text} {_sentence(c.a)} itself lies closest to {nearest[1]} ({number(nearest[0])})."
+
+
+def _largest(names: Sequence[str], cosines: Tensor) -> tuple[float, str] | None:
+    if not cosines.isfinite().any():
+        return None
+    row = int(cosines.abs().nan_to_num(-1).argmax())
+    return float(cosines[row]), names[row].replace("_", " ")
 
 
 def effect_findings(effects: CrossEffects) -> str:

@@ -194,8 +194,8 @@ def test_a_clear_finding_stands_beside_its_null_and_controls():
     c = comparison()
     c = replace(
         c,
-        controls_a=torch.tensor([[0.1] * 5, [-0.2] * 5]),
-        controls_b=torch.zeros(2, 5),
+        controls_a=torch.tensor([[0.9] * 5, [-0.2] * 5]),
+        controls_b=torch.tensor([[0.1] * 5, [-0.2] * 5]),
         null_a=torch.tensor([[-0.11] * 5, [0.12] * 5]),
         null_b=torch.tensor([[-0.13] * 5, [0.10] * 5]),
         p_anywhere_a=0.001,
@@ -210,8 +210,8 @@ def test_a_clear_finding_stands_beside_its_null_and_controls():
     assert f"with the true ones it is {c.cosine[3]:.2f}".replace("-", "−") in null
     assert null.endswith("1.2 % of permutations reach the data's largest plug-in cosine at some layer or other.")
     assert controls == (
-        "The largest of 4 control cosines at that layer is −0.20 (control 1 × misalignment), smaller than anything in "
-        "the interval."
+        "Put in the place of misalignment, the control contrasts reach −0.20 (control 1) with refusal, smaller than "
+        "anything in the interval. Misalignment itself lies closest to control 0 (0.90)."
     )
 
 
@@ -225,14 +225,14 @@ def test_a_finding_within_the_null_says_that_chance_is_not_excluded():
     [
         (0.31, "smaller than anything in the interval"),
         (-0.33, "smaller, but as large as the interval allows this one to be"),
-        (0.53, "unrelated contrasts come as close, so the cosine says little about this pair"),
+        (0.53, "as much as misalignment does, so the cosine says little about misalignment in particular"),
         (math.nan, "None of the control contrasts has a direction at that layer"),
     ],
 )
 @pytest.mark.parametrize("sign", [1, -1])
 def test_controls_that_are_as_large_are_said_to_be(size, verdict, sign):
     c = comparison()
-    c = replace(c, controls_a=torch.full((2, 5), math.nan), controls_b=torch.full((2, 5), size))
+    c = replace(c, controls_a=torch.full((2, 5), 0.1), controls_b=torch.full((2, 5), size))
     if sign < 0:
         c = replace(c, corrected=-c.corrected, low=-c.high, high=-c.low)
     assert verdict in findings(c)[-1]

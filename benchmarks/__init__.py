@@ -1,0 +1,1 @@
+"""What the library costs, as ratios to a bare Hugging Face forward on the same batches in the same run."""
