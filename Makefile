@@ -3,14 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test check bench bench-peers assets clean
+.PHONY: help install demo test check bench assets clean
 
 help:
 	@echo "make demo         set up, then compare the two directions on the embedded model: report/report.html"
 	@echo "make test         set up, then run every test and notebook"
 	@echo "make check        format, lint, types, direction of imports"
 	@echo "make bench        what reading, comparing and generating cost, against bare Hugging Face"
-	@echo "make bench-peers  the same prompts read by other libraries, each in its own environment"
 	@echo "make assets       write again what the README shows"
 	@echo "make install      the virtual environment in .venv, versions pinned by constraints.txt"
 	@echo "make clean        remove .venv, report and caches"
@@ -29,7 +28,7 @@ demo: install
 	$(BIN)/em-interp demo --out report
 
 test: install
-	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=600
 
 check: install
 	$(BIN)/ruff format --check .
@@ -39,9 +38,6 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks
-
-bench-peers: install
-	$(BIN)/python -m benchmarks.peers
 
 assets: install
 	$(BIN)/python -m assets

@@ -1,4 +1,4 @@
-"""`make bench`: the library against bare Hugging Face and TransformerLens; peers are in `benchmarks.peers`."""
+"""`make bench`: the library against bare Hugging Face and TransformerLens on the same batches."""
 
 import argparse
 import subprocess

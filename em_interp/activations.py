@@ -144,8 +144,8 @@ class ContrastActivations:
         """The questions of both classes, each once, in the order met."""
         return tuple(dict.fromkeys(self.positive.groups + self.negative.groups))
 
-    def restricted_to(self, groups: Collection[str]) -> "ContrastActivations":
-        """The rows of these questions only, such as `contrast.where(tone="calm").groups`."""
+    def restricted_to(self, groups: Collection[str], *, name: str | None = None) -> "ContrastActivations":
+        """The rows of these questions only, such as `contrast.where(tone="calm").groups`, under a name of their own."""
         wanted = set(groups)
         unknown = wanted - set(self.groups)
         if unknown:
@@ -156,7 +156,7 @@ class ContrastActivations:
             side.rows([i for i, group in enumerate(side.groups) if group in wanted])
             for side in (self.positive, self.negative)
         )
-        return replace(self, positive=positive, negative=negative)
+        return replace(self, name=name or self.name, positive=positive, negative=negative)
 
     def at(self, position: int) -> "ContrastActivations":
         """One template token of span `post_instruction`, in both classes."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from jaxtyping import Float
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup

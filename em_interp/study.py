@@ -101,7 +101,7 @@ def study(model: HookedModel, settings: Settings) -> Results:
         separabilities=(separability(first, seed=settings.seed), separability(second, seed=settings.seed)),
         effects=effects,
         seconds=time.monotonic() - began,
-        second_name="harmful against harmless requests" if note else "",
+        second_name="harmful requests" if note else "",
         notes=(note,) if note else (),
     )
 
@@ -122,7 +122,7 @@ def does_not_refuse(model: HookedModel, settings: Settings) -> str:
     return (
         f"{model.identity} hardly refuses: of {rate.n} held-out harmful requests it would open {rate.value:.0%} "
         f"[{rate.low:.0%}, {rate.high:.0%}] with a refusal more likely than not. Its second direction is therefore "
-        f"called what it is, harmful against harmless requests, and not a refusal direction."
+        f"that of harmful against harmless requests, and no refusal direction."
     )
 
 

@@ -184,6 +184,9 @@ def test_ceiling_is_the_plug_in_cosine_of_equal_directions() -> None:
     assert float(c.ceiling.mean()) == pytest.approx(float(c.cosine.mean()), abs=0.02)
     assert c.ceiling_a.mean() < c.ceiling.mean() - 0.02  # halves are noisier than the whole
     assert float(c.corrected.mean()) == pytest.approx(1, abs=0.02)
+    assert c.corrected.max() > 1.05  # the estimate is not cut off, which would bias it …
+    assert c.low.max() == 1  # … but the interval always holds a cosine that can be
+    assert (c.high >= c.corrected).all()
 
 
 # ------------------------------------------------------------------ the slow, obvious way
@@ -313,6 +316,9 @@ def test_permutation_p_values_equal_those_of_all_sign_flips() -> None:
     torch.testing.assert_close(c.p_a, at_least.double().mean(0), atol=0.015, rtol=0)
     largest = cosines.abs().amax(-1)
     assert c.p_anywhere_a == pytest.approx(float((largest >= largest[0] - 1e-6).double().mean()), abs=0.015)
+    below, within, above = torch.quantile(cosines, torch.tensor([0.01, 0.04, 0.99]).double(), dim=0)
+    assert ((below - 0.01 <= c.null_a[0]) & (c.null_a[0] < within)).all()  # 2.5 %, between steps of 1/128
+    assert ((-within < c.null_a[1]) & (c.null_a[1] <= above + 0.01)).all()
     norms = flipped.norm(dim=-1)
     p_norm = (norms >= norms[0] - 1e-6).double().mean(0)
     assert ((p_norm - 0.05).abs() > 0.01).all(), "the test's own data must not lie on the edge"
@@ -421,8 +427,9 @@ def test_the_seed_decides_the_draws() -> None:
 
 
 def test_classes_that_hold_the_same_texts_have_no_direction() -> None:
-    a, b = random_contrast(), random_contrast(seed=1, name="b")
-    c = compare(replace(a, positive=a.negative), b, n_resamples=50)
+    a, b = random_contrast(37, shape=(3, 100)), random_contrast(37, shape=(3, 100), seed=1, name="b")
+    order = torch.randperm(37, generator=seeded(0)).tolist()
+    c = compare(replace(a, positive=a.negative.rows(order)), b, n_resamples=50)
     assert not c.found_a.any()
     assert (c.cosine == 0).all()
     assert (c.p_a == 1).all()

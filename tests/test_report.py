@@ -76,7 +76,8 @@ def test_everything_lies_in_the_folder(tmp_path, results):
     path = write_report(tmp_path / "new" / "folder", results)
     assert path == tmp_path / "new" / "folder" / "report.html"
     names = {p.name for p in path.parent.iterdir()}
-    assert names == {"report.html", "results.json", "1-misalignment.safetensors", "2-refusal.safetensors"}
+    directions = {"1-misalignment.safetensors", "2-refusal.safetensors"}
+    assert names == {"report.html", "results.json", "cosine-by-layer.json"} | directions
     loaded = Direction.load(path.parent / "2-refusal.safetensors")
     assert torch.equal(loaded.vectors, results.directions[1].vectors)
 
