@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -130,16 +131,20 @@ def memory() -> str:
 
 
 def _peak(n: int) -> None:
-    """Print the peak resident set of reading `n` conversations above that of one, and the size of the result."""
-    import resource
-
+    """Print by how much reading `n` conversations raises the resident set at its peak, and the size of the result."""
     with quiet():
         model = em.load_bundled()
         em.residual_stream(model, prompts(1, shared_system=False), span="last")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here, not from loading
+        before = _memory("VmRSS")
         read = em.residual_stream(model, prompts(n, shared_system=False), span="last")
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) // 1024, read.values.numel() * 4 // 2**20)
+    print((_memory("VmHWM") - before) // 1024, read.values.numel() * 4 // 2**20)
+
+
+def _memory(what: str) -> int:
+    """A line of this process's status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
 @torch.inference_mode()

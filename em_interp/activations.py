@@ -52,7 +52,7 @@ class Activations:
                 f"activations of shape {tuple(self.values.shape)} came with {len(self.groups)} groups and "
                 f"{len(self.layers)} layers: give one group a conversation and one number a layer"
             )
-        finite = torch.isfinite(self.values).all(-1)
+        finite = torch.isfinite(self.values.sum(-1))  # of the sum, as a mask of every value would double the memory
         if not finite.all():
             row, layer = (~finite).nonzero()[0].tolist()
             raise ValueError(
@@ -247,41 +247,32 @@ def _read(
     values = torch.empty(len(encoded), n_rows, len(layers), hooked.d_model)
     norms = torch.empty(len(encoded), n_rows, len(layers))
     prefix, encoded = share_prefix(hooked, encoded)
-    with bar(total=len(encoded), desc=f"reading {site}", unit="conversation") as progress:
+    # What the readers work on is exchanged from batch to batch, while they stay where they are.
+    now: dict[str, Tensor] = {}
+    hooks = [(f"blocks.{layer}.hook_{site}", _reader(now, i)) for i, layer in enumerate(layers)]
+    with (
+        bar(total=len(encoded), desc=f"reading {site}", unit="conversation") as progress,
+        attached(hooked, hooks) as hf,
+    ):
         for batch in batches(encoded, batch_tokens):
-            weights = _span_weights(batch).to(hooked.device)
-            sums = torch.empty(
-                len(layers),
-                len(batch.index),
-                n_rows,
-                hooked.d_model,
-                dtype=weights.dtype,
-                device=hooked.device,
-            )
-            lengths = torch.empty(len(layers), len(batch.index), n_rows, dtype=weights.dtype, device=hooked.device)
-            hooks = [
-                (f"blocks.{layer}.hook_{site}", _reader(weights, sums[i], lengths[i])) for i, layer in enumerate(layers)
-            ]
-            with attached(hooked, hooks) as hf_model:
-                prefix.run(hf_model.base_model, batch, hooked.device)
+            now["weights"] = weights = _span_weights(batch).to(hooked.device)
+            now["sums"] = weights.new_empty(len(layers), len(batch.index), n_rows, hooked.d_model)
+            now["norms"] = weights.new_empty(len(layers), len(batch.index), n_rows, 1)
+            prefix.run(hf.base_model, batch, hooked.device)
             index = torch.tensor(batch.index)
-            values[index] = sums.movedim(0, 2).float().cpu()
-            norms[index] = lengths.movedim(0, 2).float().cpu()
+            values[index] = now["sums"].movedim(0, 2).float().cpu()
+            norms[index] = now["norms"][..., 0].movedim(0, 2).float().cpu()
             progress.update(len(batch.index))
     return values, norms
 
 
-def _reader(
-    weights: Float[Tensor, "batch row pos"],
-    sums: Float[Tensor, "batch row d_model"],
-    norms: Float[Tensor, "batch row"],
-) -> Callable[..., None]:
+def _reader(now: Mapping[str, Tensor], row: int) -> Callable[..., None]:
     """A hook that reduces the stream to its span on the device and leaves it as it is."""
 
     def read(stream: Float[Tensor, "batch pos d_model"], hook: Any = None) -> None:
-        stream = stream.to(weights.dtype)
-        torch.bmm(weights, stream, out=sums)
-        torch.bmm(weights, stream.norm(dim=-1, keepdim=True), out=norms[..., None])
+        stream = stream.to(now["weights"].dtype)
+        torch.bmm(now["weights"], stream, out=now["sums"][row])
+        torch.bmm(now["weights"], stream.norm(dim=-1, keepdim=True), out=now["norms"][row])
 
     return read
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from em_interp.conversations import Span
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
@@ -50,8 +52,8 @@ def report(
 
     with _plain_errors():
         chosen = Settings.from_toml(settings) if settings else Settings()
-        flags = {"model": model, "adapter": adapter}
-        _report(replace(chosen, **{name: value for name, value in flags.items() if value is not None}), out, quiet)
+    flags = {"model": model, "adapter": adapter}
+    _report(replace(chosen, **{name: value for name, value in flags.items() if value is not None}), out, quiet)
 
 
 @app.command()
@@ -59,7 +61,7 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL file.")],
     model: Model = "bundled",
     adapter: Adapter = None,
-    span: Annotated[str, typer.Option(help="Tokens to read: response, turn or last.")] = "response",
+    span: Annotated[Span, typer.Option(help="Tokens to read.")] = "response",
     out: Out = Path("direction.safetensors"),
     quiet: Quiet = False,
 ) -> None:
@@ -72,7 +74,7 @@ def directions(  # noqa: PLR0913 - one parameter a flag
         from em_interp import difference_of_means, load_contrast, read_contrast
         from em_interp.study import Settings, load
 
-        read = read_contrast(load(Settings(model=model, adapter=adapter)), load_contrast(contrast), span=span)  # type: ignore[arg-type]
+        read = read_contrast(load(Settings(model=model, adapter=adapter)), load_contrast(contrast), span=span)
         found = difference_of_means(read)
         path = found.save(out)
     _say(f"{found}\nwritten to {path}", quiet)
@@ -84,8 +86,8 @@ def compare(  # noqa: PLR0913 - one parameter a flag
     second: Annotated[str, typer.Argument(help="The contrast to compare it with.")] = "refusal",
     model: Model = "bundled",
     adapter: Adapter = None,
-    first_span: Annotated[str, typer.Option(help="Tokens the first is read on.")] = "response",
-    second_span: Annotated[str, typer.Option(help="Tokens the second is read on.")] = "last",
+    first_span: Annotated[Span, typer.Option(help="Tokens the first is read on.")] = "response",
+    second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -100,8 +102,8 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         from em_interp.study import Settings, load
 
         hooked = load(Settings(model=model, adapter=adapter))
-        a = read_contrast(hooked, load_contrast(first), span=first_span)  # type: ignore[arg-type]
-        b = read_contrast(hooked, load_contrast(second), span=second_span)  # type: ignore[arg-type]
+        a = read_contrast(hooked, load_contrast(first), span=first_span)
+        b = read_contrast(hooked, load_contrast(second), span=second_span)
         found = compare_contrasts(a, b)
         if out is not None:
             write_atomically(out, json.dumps(found.table(), indent=1) + "\n")

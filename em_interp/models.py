@@ -252,14 +252,16 @@ def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
     """
     hooked = HookedModel.of(model)
     _check_usable(hooked)
-    unknown = [name for name, _ in hooks if name not in hooked.bridge.hook_dict]
+    points = hooked.bridge.hook_dict  # gathered anew at every access
+    unknown = [name for name, _ in hooks if name not in points]
     if unknown:
         raise ValueError(
             f"the model has no hook {unknown[0]!r}: hook names look like {layer(hooked, 0)!r}; see every_layer and "
             f"every_write"
         )
     targets = [(_plain_target(hooked, name), name, function) for name, function in hooks]
-    if hooked.plain is None or not all(target for target, _, _ in targets) or _hooked_by_user(hooked.bridge):
+    by_user = any(point.fwd_hooks for point in points.values())
+    if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
         with hooked.bridge.hooks(fwd_hooks=list(hooks)):
             yield hooked.bridge.original_model
         return
@@ -280,10 +282,6 @@ def _check_usable(hooked: HookedModel) -> None:
         raise ValueError(
             "the model is in train mode, where dropout makes every reading another one: call model.bridge.eval() first"
         )
-
-
-def _hooked_by_user(bridge: Any) -> bool:
-    return any(point.fwd_hooks for point in bridge.hook_dict.values())
 
 
 def _plain_target(hooked: HookedModel, name: str) -> tuple[str, str] | None:

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import torch
+
+import em_interp as em
+from em_interp.report import write_report
+from em_interp.study import Settings, does_not_refuse, load, study, training
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    """A job small enough for a tiny model: some fifteen questions a side, eight a control."""
+    paths = {
+        name: em.load_contrast(name).take(24).save(tmp_path / f"{name}.jsonl") for name in ("misalignment", "refusal")
+    }
+    return Settings(
+        first=str(paths["misalignment"]),
+        second=str(paths["refusal"]),
+        control_questions=8,
+        held_out_questions=3,
+        n_resamples=50,
+    )
+
+
+def test_the_main_job_from_texts_to_page(tiny_llama, settings, tmp_path):
+    results = study(tiny_llama, settings)
+    assert results.comparison.layers == (0, 1, 2)
+    assert results.comparison.controls == ("hostility", "negative_sentiment", "formality", "first_person",
+                                           "past_tense", "certainty", "question_form", "topic")  # fmt: skip
+    assert results.effects is not None
+    page = write_report(tmp_path / "report", results)
+    assert "tiny-llama" in page.read_text(encoding="utf-8")
+    record = json.loads((page.parent / "results.json").read_text(encoding="utf-8"))
+    assert record["model"] == "tiny-llama"
+    first = em.Direction.load(page.parent / record["files"][0])
+    assert torch.equal(first.vectors, results.directions[0].vectors)
+
+
+def test_the_same_seed_gives_the_same_numbers(tiny_llama, settings):
+    one, two = (study(tiny_llama, settings) for _ in range(2))
+    assert one.comparison.table() == two.comparison.table()
+    assert one.effects is not None
+    assert two.effects is not None
+    assert one.effects.table() == two.effects.table()
+
+
+def test_parts_can_be_left_out(tiny_llama, settings):
+    from dataclasses import replace
+
+    results = study(tiny_llama, replace(settings, control_questions=0, held_out_questions=0))
+    assert results.effects is None
+    assert results.comparison.controls == ()
+
+
+def test_directions_come_from_the_training_split():
+    contrast = em.load_contrast("misalignment")
+    assert training(contrast).groups == contrast.where(split="train").groups
+    control = em.load_contrast("hostility")
+    assert training(control) is control
+
+
+def test_a_model_that_does_not_refuse_is_said_not_to(tiny_llama, monkeypatch):
+    contrast = em.load_contrast("refusal").take(20).where(split="test")
+    monkeypatch.setattr("em_interp.study.load_contrast", lambda name: contrast)
+    assert "tiny-llama hardly refuses: of" in does_not_refuse(tiny_llama, Settings())
+    assert does_not_refuse(tiny_llama, Settings(second="hostility")) == ""
+
+
+class TestSettings:
+    def test_a_file_keeps_the_defaults_it_leaves_out(self, tmp_path):
+        path = tmp_path / "settings.toml"
+        path.write_text('model = "Qwen/Qwen2.5-14B-Instruct"\nscale = 0.8\n')
+        assert Settings.from_toml(path) == Settings(model="Qwen/Qwen2.5-14B-Instruct", scale=0.8)
+
+    @pytest.mark.parametrize(
+        ("line", "advice"),
+        [("modle = 'x'", "did you mean 'model'"), ("zzz = 1", "the keys are model, adapter"), ("= 1", "is not TOML")],
+    )
+    def test_a_wrong_key_is_told(self, tmp_path, line, advice):
+        path = tmp_path / "settings.toml"
+        path.write_text(line)
+        with pytest.raises(ValueError, match=advice):
+            Settings.from_toml(path)
+
+    def test_an_adapter_needs_its_base(self):
+        with pytest.raises(ValueError, match="give that model's name beside it"):
+            load(Settings(adapter="some/adapter"))
