@@ -49,10 +49,10 @@ def test_report_reads_a_file_and_flags_win(folder):
     settings = folder / "settings.toml"
     settings.write_text(
         f'model = "nobody/nothing"\nfirst = "{folder}/misalignment.jsonl"\nsecond = "{folder}/refusal.jsonl"\n'
-        "control_questions = 0\nheld_out_questions = 0\nn_resamples = 20\n"
+        "control_questions = 0\nheld_out_questions = 0\nn_resamples = 50\n"
     )
     result = run("report", settings, "--model", folder / "tiny", "--out", folder / "report", "--quiet")
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert result.output == ""
     assert (folder / "report" / "report.html").is_file()
 
