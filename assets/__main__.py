@@ -11,4 +11,4 @@ TARGET = Path("assets/cosine-by-layer.png")
 if not SOURCE.is_file():
     sys.exit(f"{SOURCE} is not there: run make demo first")
 figure = plotly.io.read_json(SOURCE)
-plotly.io.write_image(figure, TARGET, width=1000, height=560, scale=2)
+plotly.io.write_image(figure, TARGET, width=1000, height=680, scale=2)
