@@ -1,7 +1,8 @@
 """Read the residual stream of a model on chosen tokens: the only reader of activations."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from em_interp.conversations import Batch, Conversation, Encoded, Span, batches,
 from em_interp.models import SITES, HookedModel, attached
 from em_interp.passes import share_prefix
 from em_interp.progress import bar
+
+# Elements of span tokens that are reduced together, 4 MiB in float64.
+_AT_ONCE = 2**19
 
 Messages = Conversation | Sequence[Mapping[str, str]]
 
@@ -189,32 +193,7 @@ def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
         ValueError: no conversations, an unknown span or site, a layer out of range, a conversation longer than the
             context, a span without tokens, NaN or infinity in the stream.
     """
-    hooked = HookedModel.of(model)
-    chosen = _layers(hooked, layers)
-    if site not in SITES:
-        raise ValueError(f"site {site!r} is unknown: choose one of {', '.join(SITES)}")
-    if not conversations:
-        raise ValueError("there are no conversations to read")
-    spoken = [Conversation.of(c) for c in conversations]
-    encoded = [encode(hooked.tokenizer, c, span, max_length=hooked.max_length) for c in spoken]
-    n_rows = {len(e.spans) for e in encoded}
-    if len(n_rows) > 1:
-        raise ValueError(
-            f"span {span!r} has between {min(n_rows)} and {max(n_rows)} tokens, and should have as many in every "
-            f"conversation: read them apart"
-        )
-    values, norms = _read(hooked, encoded, site, chosen, batch_tokens or default_batch_tokens(hooked))
-    return Activations(
-        values=values.flatten(0, 1),
-        norms=norms.flatten(0, 1),
-        n_tokens=torch.tensor([len(tokens) for e in encoded for tokens in e.spans]),
-        groups=tuple(c.group for c, e in zip(spoken, encoded, strict=True) for _ in e.spans),
-        layers=chosen,
-        site=site,
-        span=span,
-        model=hooked.identity,
-        positions=tuple(position for e in encoded for position in _positions(e)),
-    )
+    return _read_sites(model, conversations, (site,), span=span, layers=layers, batch_tokens=batch_tokens)[site]
 
 
 def read_contrast(model: Any, contrast: Contrast, *, span: Span = "response", **how: Any) -> ContrastActivations:
@@ -229,9 +208,20 @@ def read_contrast(model: Any, contrast: Contrast, *, span: Span = "response", **
     )
 
 
-def component_outputs(model: Any, conversations: Sequence[Messages], **how: Any) -> dict[str, Activations]:
-    """What attention and what the MLP of each layer write to the residual stream: `attn_out` and `mlp_out`."""
-    return {site: residual_stream(model, conversations, site=site, **how) for site in ("attn_out", "mlp_out")}
+def component_outputs(
+    model: Any,
+    conversations: Sequence[Messages],
+    *,
+    span: Span = "response",
+    layers: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+) -> dict[str, Activations]:
+    """What each layer's attention and MLP write to the residual stream, `attn_out` and `mlp_out`, in one pass.
+
+    The arguments are those of `residual_stream`.
+    """
+    sites = ("attn_out", "mlp_out")
+    return _read_sites(model, conversations, sites, span=span, layers=layers, batch_tokens=batch_tokens)
 
 
 def default_batch_tokens(hooked: HookedModel) -> int:
@@ -239,51 +229,116 @@ def default_batch_tokens(hooked: HookedModel) -> int:
     return 1024 if hooked.device.type == "cpu" else 8192
 
 
+def _read_sites(  # noqa: PLR0913 - what residual_stream takes
+    model: Any,
+    conversations: Sequence[Messages],
+    sites: tuple[str, ...],
+    *,
+    span: Span,
+    layers: Sequence[int] | None,
+    batch_tokens: int | None,
+) -> dict[str, Activations]:
+    """The activations at each site, all read in the same forward passes."""
+    hooked = HookedModel.of(model)
+    chosen = _layers(hooked, layers)
+    for site in sites:
+        if site not in SITES:
+            raise ValueError(f"site {site!r} is unknown: choose one of {', '.join(SITES)}")
+    if not conversations:
+        raise ValueError("there are no conversations to read")
+    spoken = [Conversation.of(c) for c in conversations]
+    encoded = [encode(hooked.tokenizer, c, span, max_length=hooked.max_length) for c in spoken]
+    n_rows = {len(e.spans) for e in encoded}
+    if len(n_rows) > 1:
+        raise ValueError(
+            f"span {span!r} has between {min(n_rows)} and {max(n_rows)} tokens, and should have as many in every "
+            f"conversation: read them apart"
+        )
+    points = [f"blocks.{layer}.hook_{site}" for site in sites for layer in chosen]
+    values, norms = _read(hooked, encoded, points, batch_tokens or default_batch_tokens(hooked))
+    return {
+        site: Activations(
+            values=values[:, i * len(chosen) : (i + 1) * len(chosen)],
+            norms=norms[:, i * len(chosen) : (i + 1) * len(chosen)],
+            n_tokens=torch.tensor([len(tokens) for e in encoded for tokens in e.spans]),
+            groups=tuple(c.group for c, e in zip(spoken, encoded, strict=True) for _ in e.spans),
+            layers=chosen,
+            site=site,
+            span=span,
+            model=hooked.identity,
+            positions=tuple(position for e in encoded for position in _positions(e)),
+        )
+        for i, site in enumerate(sites)
+    }
+
+
 @torch.inference_mode()
 def _read(
-    hooked: HookedModel, encoded: Sequence[Encoded], site: str, layers: tuple[int, ...], batch_tokens: int
-) -> tuple[Float[Tensor, "conversation row layer d_model"], Float[Tensor, "conversation row layer"]]:
+    hooked: HookedModel, encoded: Sequence[Encoded], points: Sequence[str], batch_tokens: int
+) -> tuple[Float[Tensor, "row point d_model"], Float[Tensor, "row point"]]:
+    """Mean over each span of the stream, and of its norm, at every one of these hook points."""
     n_rows = len(encoded[0].spans)
-    values = torch.empty(len(encoded), n_rows, len(layers), hooked.d_model)
-    norms = torch.empty(len(encoded), n_rows, len(layers))
+    values = torch.empty(len(encoded), n_rows, len(points), hooked.d_model)
+    norms = torch.empty(len(encoded), n_rows, len(points))
     prefix, encoded = share_prefix(hooked, encoded)
-    # What the readers work on is exchanged from batch to batch, while they stay where they are.
-    now: dict[str, Tensor] = {}
-    hooks = [(f"blocks.{layer}.hook_{site}", _reader(now, i)) for i, layer in enumerate(layers)]
+    reduction = _Reduction(len(points), hooked)
+    hooks = [(point, partial(reduction.take, i)) for i, point in enumerate(points)]
     with (
-        bar(total=len(encoded), desc=f"reading {site}", unit="conversation") as progress,
+        bar(total=len(encoded), desc="reading", unit="conversation") as progress,
         attached(hooked, hooks) as hf,
     ):
         for batch in batches(encoded, batch_tokens):
-            now["weights"] = weights = _span_weights(batch).to(hooked.device)
-            now["sums"] = weights.new_empty(len(layers), len(batch.index), n_rows, hooked.d_model)
-            now["norms"] = weights.new_empty(len(layers), len(batch.index), n_rows, 1)
+            reduction.start(batch)
             prefix.run(hf.base_model, batch, hooked.device)
+            means, lengths = reduction.finish()
             index = torch.tensor(batch.index)
-            values[index] = now["sums"].movedim(0, 2).float().cpu()
-            norms[index] = now["norms"][..., 0].movedim(0, 2).float().cpu()
+            values[index] = means.unflatten(1, (-1, n_rows)).movedim(0, 2).float().cpu()
+            norms[index] = lengths.unflatten(1, (-1, n_rows)).movedim(0, 2).float().cpu()
             progress.update(len(batch.index))
-    return values, norms
+    return values.flatten(0, 1), norms.flatten(0, 1)
 
 
-def _reader(now: Mapping[str, Tensor], row: int) -> Callable[..., None]:
-    """A hook that reduces the stream to its span on the device and leaves it as it is."""
+class _Reduction:
+    """Takes the tokens of the spans as they pass each hook point and turns them into means, on the model's device.
 
-    def read(stream: Float[Tensor, "batch pos d_model"], hook: Any = None) -> None:
-        stream = stream.to(now["weights"].dtype)
-        torch.bmm(now["weights"], stream, out=now["sums"][row])
-        torch.bmm(now["weights"], stream.norm(dim=-1, keepdim=True), out=now["norms"][row])
+    What passes costs one small copy. The arithmetic waits until a few mebibytes have come together, since in thin
+    models and short spans what a kernel does costs less than its launch.
+    """
 
-    return read
+    def __init__(self, n_points: int, hooked: HookedModel) -> None:
+        """Nothing is taken before `start`."""
+        self.n_points, self.d_model, self.device, self.dtype = n_points, hooked.d_model, hooked.device, hooked.dtype
 
+    def start(self, batch: Batch) -> None:
+        """Get ready for a batch: where its tokens lie in the flattened stream, and 1/n at the n of each span."""
+        spans = [(i, span) for i, row in enumerate(batch.spans) for span in row]
+        tokens = [i * batch.ids.shape[1] + token for i, span in spans for token in span]
+        share = [torch.full((1, len(span)), 1 / len(span), dtype=torch.float64) for _, span in spans]
+        self.tokens, self.weights = torch.tensor(tokens, device=self.device), torch.block_diag(*share).to(self.device)
+        self.sums = self.weights.new_empty(self.n_points, len(spans), self.d_model)
+        self.norms = self.weights.new_empty(self.n_points, len(spans))
+        # Made before the forward pass: small blocks that outlive large ones would leave holes in the heap.
+        at_once = max(1, _AT_ONCE // (len(tokens) * self.d_model))
+        self.taken = torch.empty(at_once, len(tokens), self.d_model, device=self.device, dtype=self.dtype)
+        self.points: list[int] = []
 
-def _span_weights(batch: Batch) -> Float[Tensor, "batch row pos"]:
-    """1/n at the n tokens of a row's span, so that a product with the stream is its mean over the span."""
-    weights = torch.zeros(len(batch.index), len(batch.spans[0]), batch.ids.shape[1], dtype=torch.float64)
-    for i, spans in enumerate(batch.spans):
-        for row, tokens in enumerate(spans):
-            weights[i, row, list(tokens)] = 1 / len(tokens)
-    return weights
+    def take(self, point: int, stream: Float[Tensor, "batch pos d_model"], hook: Any = None) -> None:
+        """The hook: copy out the tokens that count and leave the stream as it is."""
+        self.taken[len(self.points)] = stream.flatten(0, 1)[self.tokens]
+        self.points.append(point)
+        if len(self.points) == len(self.taken):
+            self._reduce()
+
+    def finish(self) -> tuple[Float[Tensor, "point row d_model"], Float[Tensor, "point row"]]:
+        """Mean over each span of the stream, and of its norm."""
+        self._reduce()
+        return self.sums, self.norms
+
+    def _reduce(self) -> None:
+        streams = self.taken[: len(self.points)].double()
+        self.sums[self.points] = self.weights @ streams
+        self.norms[self.points] = streams.norm(dim=-1) @ self.weights.mT
+        self.points.clear()
 
 
 def _layers(hooked: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]:

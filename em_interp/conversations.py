@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 Span = Literal["response", "turn", "last", "post_instruction"]
@@ -87,13 +87,6 @@ class Batch:
     mask: Int[Tensor, "batch pos"]
     prompt_length: Int[Tensor, " batch"]
     spans: tuple[tuple[tuple[int, ...], ...], ...]
-
-    def span_mask(self) -> Bool[Tensor, "batch pos"]:
-        """True at the tokens of the span."""
-        mask = torch.zeros(self.ids.shape, dtype=torch.bool)
-        for row, spans in enumerate(self.spans):
-            mask[row, [token for span in spans for token in span]] = True
-        return mask
 
 
 def encode(

@@ -176,7 +176,7 @@ def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "co
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     return Direction(
         vectors=vectors.float(),
-        residual_norm=torch.cat([contrast.positive.norms, contrast.negative.norms]).double().mean(0).float(),
+        residual_norm=_residual_norm(contrast, pooling).float(),
         positive_projection=(positive * unit).sum(-1).float(),
         negative_projection=(negative * unit).sum(-1).float(),
         layers=contrast.layers,
@@ -192,8 +192,17 @@ def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "co
 
 
 def _mean(activations: Activations, pooling: Pooling) -> Float[Tensor, "layer d_model"]:
-    weights = activations.n_tokens.double() if pooling == "token" else torch.ones(len(activations), dtype=torch.float64)
+    weights = _weights(activations, pooling)
     return torch.einsum("c,cld->ld", weights, activations.values.double()) / weights.sum()
+
+
+def _residual_norm(contrast: ContrastActivations, pooling: Pooling) -> Float[Tensor, " layer"]:
+    weights = torch.cat([_weights(side, pooling) for side in (contrast.positive, contrast.negative)])
+    return weights @ torch.cat([contrast.positive.norms, contrast.negative.norms]).double() / weights.sum()
+
+
+def _weights(activations: Activations, pooling: Pooling) -> Float[Tensor, " conversation"]:
+    return activations.n_tokens.double() if pooling == "token" else torch.ones(len(activations), dtype=torch.float64)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

@@ -28,6 +28,7 @@ Positions = Literal["all", "prompt", "response"]
 PromptLength = int | Sequence[int] | Int[Tensor, "*batch"]
 
 _SITE = re.compile(r"blocks\.(?P<layer>\d+)\.|(hook_)?(pos_)?embed\b")
+_STREAM, _WRITES = ("resid_pre", "resid_mid", "resid_post"), ("attn_out", "mlp_out")
 
 
 @runtime_checkable
@@ -42,6 +43,11 @@ class LayeredDirection(Protocol):
     @property
     def layers(self) -> tuple[int, ...]:
         """The number of the layer in each row."""
+        ...
+
+    @property
+    def site(self) -> str:
+        """Where it was read: resid_pre, resid_mid, resid_post, attn_out or mlp_out."""
         ...
 
     @property
@@ -99,6 +105,10 @@ class Intervention(ABC):
                     f"prompt_length is {int(lengths.min())}: count the tokens before the response, with padding"
                 )
             object.__setattr__(self, "prompt_length", lengths.tolist())  # numbers: no call has to wait for a GPU
+
+    def to(self, device: torch.device) -> "Intervention":
+        """The same with its vectors on a device, so that no call has to copy them there."""
+        return self if self.vectors.device == device else replace(self, vectors=self.vectors.to(device))
 
     @abstractmethod
     def edit(self, stream: Stream, vectors: Float[Tensor, "rank d_model"]) -> Stream:
@@ -177,11 +187,13 @@ def project_out(direction: AnyDirection, sites: Iterable[str], **where: Unpack[W
     Args:
         direction: one vector for every site; or one a layer, a tensor (row = layer number) or a `Direction`:
             then a site takes the vector of the layer in its name, and the embedding that of layer 0.
-        sites: hook names, such as `blocks.24.hook_resid_post`.
+        sites: hook names, such as `blocks.24.hook_resid_post`. A `Direction` goes where it was read, and one read
+            in the stream on all that is written to it; one vector of it, `direction[24]`, goes anywhere.
         **where: `positions` and `prompt_length`, see `Where`.
 
     Raises:
-        ValueError: a vector is zero or not finite; a site names no layer, or one that has no vector.
+        ValueError: a vector is zero or not finite; a site names no layer, one that has no vector, or another place
+            in the block than where the `Direction` was read.
     """
     return set_projection(direction, sites, 0.0, **where)
 
@@ -305,7 +317,10 @@ def _names(sites: Iterable[str]) -> list[str]:
 
 def _vector(direction: AnyDirection, site: str) -> Float[Tensor, " d_model"]:
     """The vector that acts at a site, in float32 or better, finite and not zero."""
-    vectors = direction.vectors if isinstance(direction, LayeredDirection) else direction
+    vectors = direction
+    if isinstance(direction, LayeredDirection):
+        _check_place(direction.site, site)
+        vectors = direction.vectors
     if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2):
         raise TypeError(
             f"direction is a {type(direction).__name__}: give a tensor [d_model] or [layer, d_model], or a Direction"
@@ -316,6 +331,17 @@ def _vector(direction: AnyDirection, site: str) -> Float[Tensor, " d_model"]:
     if not vector.any():
         raise ValueError(f"the direction at {site} is zero, its two classes do not differ there: leave the site out")
     return vector.to(torch.promote_types(vector.dtype, torch.float32))
+
+
+def _check_place(read_at: str, site: str) -> None:
+    """Layer 3's input is layer 2's output: a `Direction` elsewhere in the block would be off by one, silently."""
+    place = site.rpartition("hook_")[2]
+    fits = place == read_at or (place in _WRITES and read_at in _STREAM)
+    if place in _STREAM + _WRITES and not fits:
+        raise ValueError(
+            f"the direction was read at {read_at} and {site} is another place in the block: read it there "
+            f"(site={place!r}), or give one vector of it, such as direction[layer], which goes anywhere"
+        )
 
 
 def _length(vector: Float[Tensor, " d_model"]) -> Float[Tensor, ""]:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.adapters import adapter_base, adapter_digest, attach_adapter
+from em_interp.interventions import Intervention
 
 HookPairs = Sequence[tuple[str, Callable[..., Any]]]
 
@@ -259,10 +260,11 @@ def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
             f"the model has no hook {unknown[0]!r}: hook names look like {layer(hooked, 0)!r}; see every_layer and "
             f"every_write"
         )
+    hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
     targets = [(_plain_target(hooked, name), name, function) for name, function in hooks]
     by_user = any(point.fwd_hooks for point in points.values())
     if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
-        with hooked.bridge.hooks(fwd_hooks=list(hooks)):
+        with hooked.bridge.hooks(fwd_hooks=hooks):
             yield hooked.bridge.original_model
         return
     with ExitStack() as stack:

@@ -177,6 +177,8 @@ def as_json(results: Results) -> dict[str, Any]:
             and {
                 "layer": r.effects.layer,
                 "scale": r.effects.scale,
+                "n_random": r.effects.n_random,
+                "seed": r.effects.seed,
                 "model": r.effects.model,
                 "baseline": {name: vars(estimate) for name, estimate in r.effects.baseline.items()},
                 "effects": r.effects.table(),

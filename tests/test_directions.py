@@ -106,7 +106,11 @@ def test_both_poolings_agree_with_the_oracle(pooling, seed, n_positive, n_negati
         "vectors": vectors,
         "positive_projection": (positive * unit).sum(-1),
         "negative_projection": (negative * unit).sum(-1),
-        "residual_norm": np.concatenate([both.positive.norms, both.negative.norms]).astype(np.float64).mean(0),
+        "residual_norm": np.average(
+            np.concatenate([both.positive.norms, both.negative.norms]).astype(np.float64),
+            axis=0,
+            weights=np.concatenate([both.positive.n_tokens, both.negative.n_tokens]) if pooling == "token" else None,
+        ),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(direction, name).numpy(), value, rtol=1e-6, atol=1e-6, err_msg=name)

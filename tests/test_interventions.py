@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -678,3 +679,33 @@ def test_every_hook_function_is_an_intervention():
     assert issubclass(AddVector, Intervention)
     with pytest.raises(TypeError, match="abstract"):
         Intervention(site=SITE, vectors=EACH)  # pyright: ignore
+
+
+# ------------------------------------------------------------------------------------------ where, and on what
+
+
+@pytest.mark.parametrize(
+    ("read_at", "place"), [("resid_post", "resid_pre"), ("resid_pre", "resid_post"), ("mlp_out", "attn_out")]
+)
+def test_a_direction_of_another_place_in_the_block_is_refused(direction, read_at, place):
+    elsewhere = replace(direction, site=read_at)
+    message = rf"read at {read_at} and blocks\.2\.hook_{place} is another place.*\(site='{place}'\), or give one vector"
+    for verb in (project_out, add_direction, partial(set_projection, value=1.0)):
+        with pytest.raises(ValueError, match=message):
+            verb(elsewhere, [f"blocks.2.hook_{place}"])
+    assert project_out(elsewhere[2], [f"blocks.2.hook_{place}"])
+
+
+def test_a_direction_of_the_stream_goes_on_all_that_is_written_to_it(direction):
+    for read_at in ("resid_pre", "resid_post"):
+        hooks = project_out(replace(direction, site=read_at), ["blocks.2.hook_attn_out", "blocks.2.hook_mlp_out"])
+        assert len(hooks) == 2
+    assert project_out(replace(direction, site="mlp_out"), ["blocks.3.hook_mlp_out"])
+
+
+def test_vectors_move_to_a_device_once():
+    [(_, function)] = project_out(ONE, [SITE])
+    assert function.to(torch.device("cpu")) is function
+    moved = function.to(torch.device("meta"))
+    assert moved.vectors.device.type == "meta"
+    assert (moved.site, moved.value, moved.positions) == (SITE, 0.0, "all")

@@ -41,6 +41,8 @@ class CrossEffects:
         effects: the change that each intervention makes in each behaviour, paired by question.
         layer: where directions were added; they were removed at every layer.
         scale: how much was added, in mean residual norms of that layer.
+        n_random: how many random directions stand beside the others.
+        seed: of the first of them; each next one has the next.
         model: the model measured.
     """
 
@@ -48,6 +50,8 @@ class CrossEffects:
     effects: tuple[Effect, ...]
     layer: int
     scale: float
+    n_random: int
+    seed: int
     model: str
 
     def __repr__(self) -> str:
@@ -144,7 +148,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
             after, groups = measure(hooked, hooks)
             effects.append(Effect(name, kind, behaviour, mean_by_question(after - before[behaviour][0], groups)))
     baseline = {name: mean_by_question(*scores) for name, scores in before.items()}
-    return CrossEffects(baseline, tuple(effects), at, scale, hooked.identity)
+    return CrossEffects(baseline, tuple(effects), at, scale, n_random, seed, hooked.identity)
 
 
 def _random_like(direction: Direction, seed: int, name: str) -> Direction:
