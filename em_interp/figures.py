@@ -435,6 +435,7 @@ def _mark_missing(figure: go.Figure, layers: Sequence[int], first: int, last: in
 
 def _name_largest_control(figure: go.Figure, c: Comparison) -> None:
     """Write the name of the control line that goes farthest from zero on each side next to it."""
+    peak = clearest(c)
     for values, color in ((c.controls_a, FIRST), (c.controls_b, SECOND)):
         sizes = values.abs().nan_to_num(-1)
         if not sizes.numel() or sizes.max() < 0:
@@ -446,7 +447,7 @@ def _name_largest_control(figure: go.Figure, c: Comparison) -> None:
             x=c.layers[row],
             y=float(values[control, row]),
             showarrow=False,
-            xanchor=_anchor(row, len(c.layers)),
+            xanchor=_anchor(row, len(c.layers), peak),
             yshift=10 if above else -10,
             font={"size": 13, "color": color},
         )
@@ -485,10 +486,12 @@ def _name_peak(figure: go.Figure, c: Comparison) -> None:
     )
 
 
-def _anchor(row: int, n: int) -> str:
-    """Keep a label inside the plot: it extends away from the nearer edge."""
+def _anchor(row: int, n: int, peak: int | None = None) -> str:
+    """Keep a label inside the plot, and off the label of the peak: it extends away from the edge, or from that."""
     place = (row + 0.5) / n
-    return "left" if place < 0.25 else "right" if place > 0.75 else "center"
+    if place < 0.25 or place > 0.75:
+        return "left" if place < 0.25 else "right"
+    return "center" if peak is None or peak == row else "left" if peak < row else "right"
 
 
 def _cells(c: Comparison) -> list[str]:

@@ -111,6 +111,8 @@ class TestRates:
         got = rate_by_question(torch.full((10,), value), [str(i) for i in range(10)])
         wanted = stats.binomtest(round(10 * value), 10).proportion_ci(method="wilson")
         assert (got.low, got.high) == (pytest.approx(wanted.low, abs=1e-9), pytest.approx(wanted.high))
+        assert got.excludes_zero == (value == 1)
+        assert value in (got.low, got.high)
 
     def test_the_interval_covers_the_truth(self):
         """Eight responses a question, questions of very different rates: 95 % of intervals hold the true rate."""

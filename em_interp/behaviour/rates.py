@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """A number with its 95 % interval and the number of questions behind it."""
 
@@ -18,8 +18,8 @@ class Estimate:
     high: float
     n: int
 
-    def __str__(self) -> str:
-        """`+0.31 [+0.22, +0.40] (n = 72)`."""
+    def __repr__(self) -> str:
+        """One line: `+0.31 [+0.22, +0.40] (n = 72)`."""
         return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}] (n = {self.n})"
 
     @property
@@ -62,7 +62,9 @@ def rate_by_question(hits: Float[Tensor, " conversation"], groups: Sequence[str]
     z = float(stats.norm.ppf(0.975))
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return Estimate(rate, centre - half, centre + half, n)
+    low = centre - half if rate > 0 else 0.0  # exactly, where rounding would leave a trace that excludes zero
+    high = centre + half if rate < 1 else 1.0
+    return Estimate(rate, low, high, n)
 
 
 def _question_means(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Float[Tensor, " question"]:
