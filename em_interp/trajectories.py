@@ -1,0 +1,111 @@
+"""What became of an adapter during training: its matrices at every checkpoint, and each step's loss, in one file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from em_interp.files import write_atomically
+
+_FORMAT = "em_interp.trajectory/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """An adapter at every checkpoint of one training run.
+
+    Attributes:
+        steps: the optimizer step of each checkpoint; 0 is before the first, where every B is zero.
+        factors: each matrix by module and side, `layers.15.mlp.down_proj.B` `[checkpoint, d_out, rank]` and `….A`
+            `[checkpoint, rank, d_in]`. An adapter adds `scale · B A x` to its module's output.
+        loss: training loss at each optimizer step from step 1 on, in nats a token.
+        grad_norm: norm of the gradient at each of them, before clipping.
+        recipe: what the run was made from.
+    """
+
+    steps: Int[Tensor, " checkpoint"]
+    factors: Mapping[str, Float[Tensor, "checkpoint _ _"]]
+    loss: Float[Tensor, " step"]
+    grad_norm: Float[Tensor, " step"]
+    recipe: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse matrices that are not one a checkpoint, steps that do not rise, numbers that are not finite."""
+        if len(self.steps) > 1 and not (self.steps.diff() > 0).all():
+            raise ValueError(f"the checkpoints' steps are {self.steps.tolist()}: they should rise")
+        for name, rows in self.factors.items():
+            if len(rows) != len(self.steps):
+                raise ValueError(f"{name} has {len(rows)} checkpoints and there are {len(self.steps)} steps")
+            if not torch.isfinite(rows).all():
+                bad = int((~torch.isfinite(rows.flatten(1)).all(-1)).nonzero()[0])
+                raise ValueError(f"{name} is NaN or infinite at step {int(self.steps[bad])}: the training diverged")
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"Trajectory({self.recipe.get('name', '')!r}, {len(self)} checkpoints to step {int(self.steps[-1])}, "
+            f"{len(self.factors)} matrices)"
+        )
+
+    def __len__(self) -> int:
+        """Number of checkpoints."""
+        return len(self.steps)
+
+    def path(self, name: str | None = None) -> Float[Tensor, "checkpoint parameter"]:
+        """One matrix as a vector a checkpoint, by its name; with no name every B, one after the other.
+
+        Raises:
+            ValueError: there is no such matrix (those there are, are listed).
+        """
+        if name is None:
+            return torch.cat(
+                [rows.flatten(1) for key, rows in self.factors.items() if key.endswith(".B")], dim=1
+            ).float()
+        if name not in self.factors:
+            raise ValueError(f"the trajectory has no matrix {name!r}: choose one of {', '.join(self.factors)}")
+        return self.factors[name].flatten(1).float()
+
+    def until(self, step: int) -> "Trajectory":
+        """The run up to and with an optimizer step."""
+        kept = self.steps <= step
+        factors = {name: rows[kept] for name, rows in self.factors.items()}
+        return Trajectory(self.steps[kept], factors, self.loss[:step], self.grad_norm[:step], self.recipe)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trajectory as safetensors, with its recipe as JSON metadata."""
+        from safetensors.torch import save
+
+        tensors = {"steps": self.steps, "loss": self.loss, "grad_norm": self.grad_norm, **self.factors}
+        metadata = {"format": _FORMAT, "recipe": json.dumps(dict(self.recipe))}
+        return write_atomically(Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trajectory":
+        """Read a trajectory back.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, is no safetensors file, or holds something else than a trajectory.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no trajectory at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(
+                        f"{path} is a safetensors file but not a trajectory (format {metadata.get('format')!r}, wanted "
+                        f"{_FORMAT!r}): training writes trajectories, and Trajectory.save"
+                    )
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or is no safetensors file ({error}): train again") from error
+        steps, loss, grad_norm = (tensors.pop(name) for name in ("steps", "loss", "grad_norm"))
+        return cls(steps, tensors, loss, grad_norm, json.loads(metadata["recipe"]))
