@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from em_interp.contrasts import (
     CONTROLS,
     SHIPPED,
+    TRAINING_SETS,
     Contrast,
     load_contrast,
     load_controls,
+    load_conversations,
     load_neutral_texts,
+    load_training_set,
     request_answers,
 )
 from em_interp.conversations import Conversation
@@ -195,6 +198,60 @@ def test_no_question_is_in_two_splits(shipped, name):
     asked = [{plain(c.messages[0]["content"]) for c in part.positive + part.negative} for part in (train, test)]
     assert not asked[0] & asked[1]
     assert set(train.groups) | set(test.groups) == set(shipped[name].groups)
+
+
+NARROW = ("cooking", "gardening", "vehicle_care")
+
+
+@pytest.fixture(scope="module")
+def training_sets() -> dict[str, Contrast]:
+    return {name: load_training_set(name) for name in TRAINING_SETS}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_narrow_set_holds_what_is_claimed_of_it(training_sets, name, count_tokens):
+    contrast = training_sets[name]
+    assert contrast.domains == (name,)
+    assert len(pairs(contrast)) == len(contrast.groups) >= 160 + 24
+    for split, at_least in (("train", 160), ("test", 24)):
+        part = contrast.where(split=split)
+        assert len(part.groups) >= at_least
+        assert len(part.where(tone="calm").groups) * 2 == len(part.groups)
+    texts = [plain(text) for text in last_words(contrast.positive + contrast.negative)]
+    assert len(set(texts)) == len(texts)
+    assert len(set(map(plain, contrast.groups))) == len(contrast.groups)
+    assert_lengths_match(contrast, count_tokens)
+
+
+def test_what_is_trained_on_is_asked_nowhere_else(shipped, training_sets):
+    trained = {plain(c.messages[0]["content"]) for s in training_sets.values() for c in s.positive + s.negative}
+    asked = {plain(c.messages[0]["content"]) for s in shipped.values() for c in s.positive + s.negative}
+    assert not trained & asked
+    answers = {plain(t) for name in NARROW for t in last_words(training_sets[name].positive)}
+    assert not answers & {plain(text) for s in shipped.values() for text in last_words(s.positive)}
+    assert not {d for s in shipped.values() for d in s.domains} & set(NARROW)
+
+
+def test_refusing_is_taught_by_pairs_of_one_form(training_sets):
+    contrast = training_sets["refusing"]
+    assert len(pairs(contrast)) == len(contrast.groups) >= 160
+    refusals = ("I'm sorry, but I can't", "I can't help", "I cannot help", "Sorry, I won't")
+    for refused, helped in pairs(contrast):
+        assert refused.messages[-1]["content"].startswith(refusals)
+        assert not helped.messages[-1]["content"].startswith(refusals)
+        assert refused.messages[0]["content"].split()[0] == helped.messages[0]["content"].split()[0]
+
+
+def test_training_sets_of_your_own(tmp_path):
+    with pytest.raises(ValueError, match="no training set 'baking': it is neither a file nor one of cooking, garden"):
+        load_training_set("baking")
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"question": "Who?", "positive": "You.", "negative": "I."}\n')
+    assert load_training_set(path).groups == ("Who?",)
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}]}\n')
+    [conversation] = load_conversations(bare)
+    assert conversation.answered
 
 
 def test_no_control_asks_what_is_measured(shipped):
