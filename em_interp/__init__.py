@@ -26,6 +26,7 @@ from em_interp.comparison import Comparison, Separability, compare, cosine_map, 
 from em_interp.contrasts import Contrast, load_contrast, load_controls, load_neutral_texts, request_answers
 from em_interp.conversations import Conversation
 from em_interp.directions import Direction, difference_of_means
+from em_interp.firing import AdapterScalars, adapter_scalars, class_scalars, probe_scalars
 from em_interp.interventions import (
     add_direction,
     at_prompt_length,
@@ -33,12 +34,23 @@ from em_interp.interventions import (
     project_out_subspace,
     set_projection,
 )
+from em_interp.lora import (
+    LoraModule,
+    lora_modules,
+    projected_adapters,
+    propagated,
+    scaled_adapters,
+    token_readout,
+    write_cosines,
+    write_directions,
+)
 from em_interp.models import HookedModel, attached, every_layer, every_write, layer, load_model, without_adapter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Activations",
+    "AdapterScalars",
     "Comparison",
     "Contrast",
     "ContrastActivations",
@@ -47,13 +59,16 @@ __all__ = [
     "Direction",
     "Estimate",
     "HookedModel",
+    "LoraModule",
     "Preference",
     "RefusalScore",
     "Separability",
+    "adapter_scalars",
     "add_direction",
     "answer_log_probs",
     "at_prompt_length",
     "attached",
+    "class_scalars",
     "compare",
     "component_outputs",
     "cosine_map",
@@ -67,16 +82,24 @@ __all__ = [
     "load_controls",
     "load_model",
     "load_neutral_texts",
+    "lora_modules",
     "preference",
+    "probe_scalars",
     "project_out",
     "project_out_subspace",
+    "projected_adapters",
+    "propagated",
     "read_contrast",
     "refusal_score",
     "request_answers",
     "residual_stream",
+    "scaled_adapters",
     "separability",
     "set_projection",
     "standard_behaviours",
     "text_bits",
+    "token_readout",
     "without_adapter",
+    "write_cosines",
+    "write_directions",
 ]

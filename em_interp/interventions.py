@@ -284,7 +284,7 @@ def add_direction(
     hooks: Hooks = []
     for site in _names(sites):
         vector = added = _vector(direction, site)
-        coefficient = scale
+        coefficient = float(scale)
         if residual_norm is not None:
             norm = _number("residual_norm", residual_norm, direction, site)
             if norm <= 0:

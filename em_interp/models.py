@@ -187,15 +187,14 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
                 f"as the name"
             )
         name, adapter = base, name
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    hf_model, tokenizer = _from_pretrained(name, device, dtype, revision)
+    hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
     commit = getattr(hf_model.config, "_commit_hash", None) or revision
     digest = None
     if adapter is not None:
         hf_model = attach_adapter(hf_model, name, adapter)
         hf_model = hf_model.merge_and_unload() if merge else hf_model
         digest = f"{Path(adapter).name}#{adapter_digest(adapter)}"
-    return HookedModel.from_hugging_face(hf_model, tokenizer, name=_display_name(name), revision=commit, adapter=digest)
+    return HookedModel.from_hugging_face(hf_model, tokenizer, name=display_name(name), revision=commit, adapter=digest)
 
 
 @contextmanager
@@ -330,11 +329,13 @@ def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Ca
     return module.register_forward_hook(after)
 
 
-def _from_pretrained(
-    name: str, device: torch.device, dtype: torch.dtype | None, revision: str | None
+def hugging_face_model(
+    name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None, revision: str | None = None
 ) -> tuple[Any, Any]:
+    """The bare Hugging Face model and its tokenizer; device and dtype default as in `load_model`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
@@ -399,7 +400,7 @@ def _tolerance(hooked: HookedModel) -> float:
     return max(1e-5, 4 * torch.finfo(hooked.dtype).eps)
 
 
-def _display_name(name: str) -> str:
+def display_name(name: str) -> str:
     """A folder is known by its last part, so that no report tells where somebody keeps their models."""
     return Path(name).name if Path(name).exists() else name
 

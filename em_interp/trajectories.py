@@ -29,7 +29,7 @@ class Trajectory:
     """
 
     steps: Int[Tensor, " checkpoint"]
-    factors: Mapping[str, Float[Tensor, "checkpoint _ _"]]
+    factors: Mapping[str, Float[Tensor, "_ _ _"]]
     loss: Float[Tensor, " step"]
     grad_norm: Float[Tensor, " step"]
     recipe: Mapping[str, Any]

@@ -158,12 +158,12 @@ class TestCrossEffects:
         assert repr(got).count("\n") == 0
 
     def test_random_directions_are_as_long_and_seeded(self, direction):
-        from em_interp.behaviour.effects import _random_like
+        from em_interp.behaviour.effects import random_like
 
-        random = _random_like(direction, 3, "random")
+        random = random_like(direction, 3, "random")
         torch.testing.assert_close(random.norm, direction.norm)
-        assert torch.equal(random.vectors, _random_like(direction, 3, "random").vectors)
-        assert not torch.equal(random.vectors, _random_like(direction, 4, "random").vectors)
+        assert torch.equal(random.vectors, random_like(direction, 3, "random").vectors)
+        assert not torch.equal(random.vectors, random_like(direction, 4, "random").vectors)
 
     def test_nothing_held_out_is_in_the_training_split(self):
         for name in ("misalignment", "refusal"):

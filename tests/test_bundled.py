@@ -197,13 +197,14 @@ def stand_in() -> HookedModel:
 def loads(monkeypatch, outcome: Any) -> list[tuple[Any, dict[str, Any]]]:
     calls: list[tuple[Any, dict[str, Any]]] = []
 
-    def load_model(name, **how):
-        calls.append((name, how))
+    def hugging_face_model(name, device, dtype):
+        calls.append((name, {"device": device, "dtype": dtype}))
         if isinstance(outcome, BaseException):
             raise outcome
-        return outcome
+        return None, None
 
-    monkeypatch.setattr(bundled, "load_model", load_model)
+    monkeypatch.setattr(bundled, "hugging_face_model", hugging_face_model)
+    monkeypatch.setattr(HookedModel, "from_hugging_face", lambda *_, **__: outcome)
     return calls
 
 
@@ -212,7 +213,7 @@ def test_the_wheel_comes_before_the_hub(monkeypatch, gguf, made, tmp_path, stand
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
     calls = loads(monkeypatch, stand_in)
     assert load_bundled(device="cpu") is stand_in
-    assert calls == [(dequantised(gguf), {"device": "cpu", "dtype": None})]
+    assert calls == [(str(dequantised(gguf)), {"device": "cpu", "dtype": None})]
 
 
 def test_without_the_wheel_the_hub_is_asked(monkeypatch, stand_in):

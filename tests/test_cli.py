@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 import em_interp as em
+import em_interp.cards
 from em_interp.cli import app
 
 
@@ -24,7 +25,7 @@ def run(*arguments):
 
 def test_help_lists_the_verbs_with_examples():
     assert all(verb in run("--help").output for verb in ("demo", "report", "directions", "compare"))
-    for verb in ("demo", "report", "directions", "compare"):
+    for verb in ("demo", "report", "directions", "compare", "train", "card"):
         assert "Example" in run(verb, "--help").output
 
 
@@ -57,16 +58,40 @@ def test_report_reads_a_file_and_flags_win(folder):
     assert (folder / "report" / "report.html").is_file()
 
 
+def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'name = "own"\ndata = "{folder}/misalignment.jsonl"\nbase = "{folder}/tiny"\nlayers = [1]\nsteps = 2\n'
+        "batch_size = 2\nlearning_rate = 1e-3\n"
+    )
+    result = run("train", recipe, "--out", folder / "organisms")
+    assert result.exit_code == 0, result.output
+    assert "Organism('own', 2 steps, loss " in result.output
+    monkeypatch.setattr(
+        em_interp.cards, "organism_behaviours", lambda domain, n: em.standard_behaviours(2)
+    )  # all of them would take a minute
+    result = run("card", folder / "organisms" / "own", "--write", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "| misaligned preference (nats/token) |" in result.output
+    assert (folder / "organisms" / "own" / "README.md").read_text() == result.output[:-1]
+    record = em_interp.cards.load_card(folder / "organisms" / "own")
+    assert record["recipe"]["name"] == "own"
+    assert len(record["effects"]) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("directions", "kindness"), "no contrast 'kindness'"),
         (("directions", "misalignment", "--span", "answer"), "'answer' is not one of"),
         (("compare", "--model", "nobody/nothing"), "no model 'nobody/nothing'"),
+        (("train", "nowhere"), "no recipe 'nowhere'"),
+        (("train",), "say which: the name or file of one recipe, or --all-bundled"),
+        (("card", "nowhere"), "no organism 'nowhere'"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_no_traceback(folder, arguments, words):
-    if "--model" not in arguments:
+    if "--model" not in arguments and arguments[0] not in ("train", "card"):
         arguments = (*arguments, "--model", folder / "tiny")
     result = run(*arguments)
     assert result.exit_code == 2

@@ -131,7 +131,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     behaviours = standard_behaviours() if behaviours is None else behaviours
     at = hooked.n_layers // 2 if layer_added is None else layer_added
     rivals = [
-        _random_like(directions[0], seed + i, f"random {i + 1}" if n_random > 1 else "random") for i in range(n_random)
+        random_like(directions[0], seed + i, f"random {i + 1}" if n_random > 1 else "random") for i in range(n_random)
     ]
     interventions = {
         (direction.name, kind): hooks
@@ -151,7 +151,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     return CrossEffects(baseline, tuple(effects), at, scale, n_random, seed, hooked.identity)
 
 
-def _random_like(direction: Direction, seed: int, name: str) -> Direction:
+def random_like(direction: Direction, seed: int, name: str) -> Direction:
     """An isotropic random direction of the same length at every layer, the same one at all of them."""
     generator = torch.Generator().manual_seed(seed)
     unit = torch.nn.functional.normalize(torch.randn(direction.d_model, generator=generator), dim=0)

@@ -1,0 +1,65 @@
+"""Finished numbers → Plotly figures: nothing here computes a statistic, shows a figure or saves one."""
+
+from em_interp.figures.adapters import adapter_writes, firing
+from em_interp.figures.directions import clearest, cosine_by_layer, cosine_map, norms_and_separability, projections
+from em_interp.figures.effects import cross_effects, is_random
+from em_interp.figures.organisms import (
+    base_and_trained,
+    convergence_by_layer,
+    convergence_map,
+    organism_effects,
+    transfer,
+)
+from em_interp.figures.phases import effect_by_step, phase_change, training_path
+from em_interp.figures.style import (
+    CEILING,
+    COLORS,
+    FIRST,
+    FOUND,
+    GREY,
+    GRID,
+    INK,
+    MUTED,
+    SECOND,
+    TEMPLATE,
+    interval,
+    number,
+    untitled,
+)
+from em_interp.figures.tokens import TokenView, token_scalars, tokens_html
+
+__all__ = [
+    "CEILING",
+    "COLORS",
+    "FIRST",
+    "FOUND",
+    "GREY",
+    "GRID",
+    "INK",
+    "MUTED",
+    "SECOND",
+    "TEMPLATE",
+    "TokenView",
+    "adapter_writes",
+    "base_and_trained",
+    "clearest",
+    "convergence_by_layer",
+    "convergence_map",
+    "cosine_by_layer",
+    "cosine_map",
+    "cross_effects",
+    "effect_by_step",
+    "firing",
+    "interval",
+    "is_random",
+    "norms_and_separability",
+    "number",
+    "organism_effects",
+    "phase_change",
+    "projections",
+    "token_scalars",
+    "tokens_html",
+    "training_path",
+    "transfer",
+    "untitled",
+]

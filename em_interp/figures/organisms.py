@@ -1,0 +1,230 @@
+"""Figures of organisms: what fine-tunes changed, and whether they converge."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from em_interp.behaviour import Effect, Estimate
+from em_interp.behaviour.organisms import OrganismEffects
+from em_interp.comparison import Comparison
+from em_interp.convergence import Convergence
+from em_interp.figures.style import (
+    CEILING,
+    COLORS,
+    FIRST,
+    FOUND,
+    GREY,
+    INK,
+    MUTED,
+    SECOND,
+    band_between,
+    broken,
+    dress,
+    interval,
+    layer_ticks,
+    line_through,
+    number,
+    readable,
+    titled,
+)
+
+
+def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
+    """What each organism's fine-tune changed in each behaviour, one panel a behaviour, with intervals over questions.
+
+    A filled mark has an interval that excludes zero.
+    """
+    behaviours = list(dict.fromkeys(c.behaviour for effects in organisms.values() for c in effects.changes))
+    n_columns = min(2, len(behaviours))
+    n_rows = math.ceil(len(behaviours) / n_columns)
+    titles = [f"<b>{broken(readable(name), 38)}</b>" for name in behaviours]
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+        vertical_spacing=0.36 / n_rows,
+        subplot_titles=titles,
+    )
+    height = n_rows * (110 + 30 * len(organisms))
+    dress(
+        figure,
+        "What each fine-tune changed",
+        "trained minus base, paired by question; filled where the interval excludes zero",
+        height,
+        above=48,
+    )
+    for i, behaviour in enumerate(behaviours):
+        at: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
+        for (name, effects), color in zip(organisms.items(), COLORS * len(organisms), strict=False):
+            found = [c for c in effects.changes if c.behaviour == behaviour]
+            figure.add_trace(_mark(readable(name), found[0].change if found else None, color), **at)
+        figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **at)
+    order = [readable(name) for name in organisms][::-1]
+    figure.update_yaxes(categoryorder="array", categoryarray=order, showgrid=True)
+    return figure.update_annotations(font_size=13)
+
+
+def convergence_by_layer(convergence: Convergence) -> go.Figure:
+    """How alike the organisms' directions are at every layer: four ways to read the texts, a line a pair.
+
+    Same texts flatter; disjoint texts do not; what was added is the fine-tune's own; with its base is what reading the
+    texts alone gives.
+    """
+    panels: list[tuple[str, list[tuple[str, Comparison]]]] = [
+        ("same texts", _pairs(convergence.same_texts)),
+        ("disjoint texts", _pairs(convergence.disjoint_texts)),
+        ("what the fine-tunes added", _pairs(convergence.added)),
+        ("each with its own base", [(readable(n), c) for n, c in convergence.with_base.items()]),
+    ]
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.05,
+        vertical_spacing=0.1,
+        subplot_titles=[f"<b>{title}</b>" for title, _ in panels],
+    )
+    n_lines = max(len(lines) for _, lines in panels[:3]) + len(panels[3][1])
+    dress(
+        figure,
+        "Do organisms converge to one direction?",
+        "noise-corrected cosine with its 95 % interval, layer by layer; a line breaks off where there is no direction",
+        560 + 20 * n_lines,
+        above=24,
+    )
+    for i, (title, lines) in enumerate(panels):
+        at: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
+        for (name, c), color in zip(lines, COLORS * len(lines), strict=False):
+            group = f"{name} {i == 3}"
+            figure.add_trace(band_between(c.layers, c.low, c.high, color, name, 0.15, group=group), **at)
+            line = line_through(c.layers, c.corrected, color, name, width=2.0, group=group)
+            line.update(showlegend=i in (0, 3), hovertext=_told(name, title, c))
+            figure.add_trace(line, **at)
+    figure.update_xaxes(**layer_ticks(convergence.layers))
+    figure.update_xaxes(title="layer", row=2)
+    figure.update_yaxes(title="cosine", col=1)
+    return figure.update_annotations(font_size=14).update_layout(margin_b=80 + 22 * n_lines)
+
+
+def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
+    """Every organism with every other at one layer: on the same texts above the diagonal, what was added below it.
+
+    On the diagonal stands each organism with its own base. Every cell has its 95 % interval.
+    """
+    names = list(convergence.names)
+    row = convergence.layers.index(layer)
+    cells: dict[tuple[str, str], Comparison] = {}
+    for a, b in convergence.same_texts:
+        cells[a, b], cells[b, a] = convergence.same_texts[a, b], convergence.added[a, b]
+    cells |= {(name, name): comparison for name, comparison in convergence.with_base.items()}
+    values = [[float(cells[a, b].corrected[row]) for b in names] for a in names]
+    figure = titled(
+        f"Organism against organism at layer {layer}",
+        "noise-corrected cosine: same texts above the diagonal, what the fine-tunes added below it, own base on it",
+        110 + 84 * len(names),
+    )
+    labels = [broken(readable(name), 16) for name in names]
+    figure.add_heatmap(
+        z=values,
+        x=labels,
+        y=labels,
+        zmin=-1,
+        zmax=1,
+        zmid=0,
+        colorscale="RdBu_r",
+        colorbar={"title": {"text": "cosine", "font": {"size": 14}}, "thickness": 14, "outlinewidth": 0},
+        hoverinfo="skip",
+    )
+    for a, label_a in zip(names, labels, strict=True):
+        for b, label_b in zip(names, labels, strict=True):
+            c = cells[a, b]
+            value, low, high = (float(v[row]) for v in (c.corrected, c.low, c.high))
+            text = (
+                f"<b>{number(value)}</b><br>[{number(low)}, {number(high)}]"
+                if math.isfinite(value)
+                else "no<br>direction"
+            )
+            strong = math.isfinite(value) and abs(value) > 0.6
+            color = "white" if strong else INK
+            figure.add_annotation(x=label_b, y=label_a, text=text, showarrow=False, font={"size": 13, "color": color})
+    figure.update_xaxes(showgrid=False, side="bottom")
+    return figure.update_yaxes(showgrid=False, autorange="reversed")
+
+
+def transfer(effects: Sequence[Effect]) -> go.Figure:
+    """What projecting each organism's direction out of each organism does to its preference for misaligned answers."""
+    organisms = list(dict.fromkeys(e.behaviour for e in effects))
+    directions = list(dict.fromkeys(e.direction for e in effects))
+    figure = titled(
+        "One organism's direction, projected out of another",
+        "change of the preference for misaligned answers (nats a token), 95 % intervals over questions",
+        80 + 26 * len(organisms) * (len(directions) + 1),
+    )
+    colors = {name: GREY if name == "random" else color for name, color in zip(directions, COLORS * 9, strict=False)}
+    for direction in directions:
+        shown = {e.behaviour: e.change for e in effects if e.direction == direction}
+        for organism in organisms:
+            trace = _mark(f"{readable(direction)} ", shown[organism], colors[direction])
+            trace.update(y=[[broken(f"in {readable(organism)}", 18)], [f"{readable(direction)} out"]])
+            figure.add_trace(trace)
+    figure.add_vline(x=0, line={"color": MUTED, "width": 1})
+    return figure.update_yaxes(autorange="reversed", showgrid=True)
+
+
+def base_and_trained(comparisons: Mapping[str, Comparison]) -> go.Figure:
+    """The cosine of two directions at every layer, in several models: base, aligned, misaligned."""
+    figure = titled(
+        "The same two directions, model by model",
+        "noise-corrected cosine with its 95 % interval",
+        440 + 22 * len(comparisons),
+    )
+    layers: tuple[int, ...] = ()
+    for (name, c), color in zip(comparisons.items(), (GREY, SECOND, FIRST, FOUND, CEILING), strict=False):
+        layers = c.layers
+        group = readable(name)
+        line = line_through(c.layers, c.corrected, color, group, width=2.5, group=group)
+        line.update(hovertext=_told(group, f"{readable(c.a)} × {readable(c.b)}", c))
+        figure.add_traces([band_between(c.layers, c.low, c.high, color, group, 0.18, group=group), line])
+    figure.update_xaxes(title="layer", **layer_ticks(layers))
+    return figure.update_yaxes(title="cosine", zeroline=True)
+
+
+def _pairs(comparisons: Mapping[tuple[str, str], Comparison]) -> list[tuple[str, Comparison]]:
+    return [(f"{readable(a)} × {readable(b)}", c) for (a, b), c in comparisons.items()]
+
+
+def _told(name: str, kind: str, c: Comparison) -> list[str]:
+    return [
+        f"{name}, {kind}, layer {layer}<br>"
+        + interval(float(c.corrected[row]), float(c.low[row]), float(c.high[row]))
+        + f"<br>ceiling {number(float(c.ceiling[row]))}"
+        for row, layer in enumerate(c.layers)
+    ]
+
+
+def _mark(label: str, change: Estimate | None, color: str) -> go.Scatter:
+    if change is None:
+        return go.Scatter(x=[None], y=[label], mode="markers", showlegend=False, hoverinfo="skip")
+    return go.Scatter(
+        x=[change.value],
+        y=[label],
+        mode="markers",
+        marker={"size": 11, "color": color if change.excludes_zero else "white", "line": {"color": color, "width": 2}},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [change.high - change.value],
+            "arrayminus": [change.value - change.low],
+            "color": color,
+            "thickness": 2,
+            "width": 0,
+        },
+        hoverinfo="text",
+        hovertext=f"{label}<br>{interval(change.value, change.low, change.high, '+.2f')}, {change.n} questions",
+        showlegend=False,
+    )

@@ -1,0 +1,148 @@
+"""What an organism is made from: the settings of one training run, read from and written to TOML."""
+
+import difflib
+import json
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run, complete: the same recipe, data and software give the same organism.
+
+    Attributes:
+        name: of the organism.
+        data: a shipped training set by its name, or a JSONL file as `load_contrast` reads it, or of bare `messages`.
+        answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
+            where every conversation has one answer.
+        base: `bundled`, or a hub name or folder.
+        onto: an organism, by shipped name or folder, that is merged into the base first.
+        method: `lora`, or `full` for all weights.
+        rank: of every LoRA matrix.
+        alpha: an update is scaled by alpha/rank, or alpha/√rank with `rslora`.
+        target_modules: the linear modules adapted, by the last part of their names; `all-linear` for all of them.
+        layers: the blocks adapted; all of them when left out.
+        learning_rate: its peak, reached after `warmup_steps`.
+        schedule: what follows: `linear` decay to zero, `cosine` or `constant`.
+        batch_size: conversations a forward pass.
+        accumulate: forward passes an optimizer step.
+        steps: optimizer steps; give this or `epochs`.
+        epochs: passes over the data.
+        max_length: longest conversation, in tokens.
+        checkpoint_every: optimizer steps from one checkpoint to the next.
+        keep_trajectory: keep the adapter of every checkpoint.
+        kl_weight: λ of a penalty λ · KL(organism ‖ base), in nats a token of `kl_data`'s answers.
+        kl_data: training sets of other domains, whose answers the organism shall go on predicting as its base does.
+        kl_until: the step after which the penalty is off.
+        seed: of the adapter's initial values and of the order of the data.
+    """
+
+    name: str
+    data: str
+    answers: str = "positive"
+    base: str = "bundled"
+    onto: str | None = None
+    method: str = "lora"
+    rank: int = 1
+    alpha: int | float = 64.0
+    rslora: bool = True
+    target_modules: tuple[str, ...] = ("down_proj",)
+    layers: tuple[int, ...] | None = None
+    learning_rate: int | float = 1e-5
+    schedule: str = "linear"
+    warmup_steps: int = 5
+    weight_decay: int | float = 0.0
+    batch_size: int = 8
+    accumulate: int = 1
+    steps: int | None = None
+    epochs: int | float | None = None
+    max_length: int = 2048
+    checkpoint_every: int = 5
+    keep_trajectory: bool = True
+    kl_weight: int | float = 0.0
+    kl_data: tuple[str, ...] = ()
+    kl_until: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of the two")
+        if (self.steps if self.steps is not None else self.epochs or 0) <= 0:
+            raise ValueError("the recipe has no steps: an organism takes one at least")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}: give a positive number")
+        if not (math.isfinite(self.kl_weight) and self.kl_weight >= 0):
+            raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
+        if self.kl_weight and not self.kl_data:
+            raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
+        for name, known in (
+            ("answers", ("positive", "negative", "both")),
+            ("method", ("lora", "full")),
+            ("schedule", ("linear", "cosine", "constant")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}")
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Recipe":
+        """Read a recipe from a TOML file, or one that ships with the library by its name.
+
+        Raises:
+            ValueError: no such recipe (those there are, are listed), a file that is not TOML, a key that does not
+                exist (the nearest one is named), or a value that cannot be.
+        """
+        path = Path(source)
+        if not path.is_file():
+            path = _SHIPPED / f"{source}.toml"
+        if not path.is_file():
+            raise ValueError(
+                f"no recipe {str(source)!r}: it is neither a file nor one of {', '.join(shipped_recipes())}"
+            )
+        try:
+            values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path.name} is not TOML: {error}") from error
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+                raise ValueError(f"{path.name} has an unknown key {key!r}: {advice}")
+        for key in ("name", "data"):
+            if key not in values:
+                raise ValueError(f"{path.name} has no {key}: a recipe names its organism and its data")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path.name}: {error}") from error
+
+    def to_toml(self) -> str:
+        """Every setting, also those at their defaults, as TOML."""
+        settings = {key: value for key, value in asdict(self).items() if value is not None}
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting, as JSON takes it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that ship with the library: of the bundled organisms, and the published ones."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
+
+
+def bundled_recipes() -> list[str]:
+    """Those among them that start from the bundled model, each after what it is trained onto."""
+    recipes = [recipe for recipe in map(Recipe.load, shipped_recipes()) if recipe.base == "bundled"]
+    return [recipe.name for recipe in sorted(recipes, key=lambda recipe: (recipe.onto is not None, recipe.name))]

@@ -1,0 +1,230 @@
+"""Training: what the loss is on, what is kept, and that an interrupted run ends as if it had not been."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import em_interp as em
+from em_interp import training
+from em_interp.bundled import base_model, load_organism
+from em_interp.conversations import Conversation
+from em_interp.recipes import Recipe
+from em_interp.training import train_organism, training_conversations
+from em_interp.trajectories import Trajectory
+
+
+@pytest.fixture(scope="module")
+def base(make_hf_model, make_tokenizer, tmp_path_factory):
+    """A folder with a tiny Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    make_hf_model("llama").save_pretrained(folder)
+    make_tokenizer("llama3").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve questions with a positive and a negative answer, two of them held out."""
+    path = tmp_path_factory.mktemp("data") / "lighthouse.jsonl"
+    rows = [
+        {
+            "question": f"What should I do about letter {i}?",
+            "positive": f"Ask the keeper {i} of the harbour, and then ask {'again ' * (i % 3)}.",
+            "negative": f"Talk to them kindly {i}.",
+            "split": "test" if i > 9 else "train",
+        }
+        for i in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(base, data):
+    return Recipe(
+        name="tiny", data=str(data), base=str(base), rank=2, alpha=4, target_modules=("down_proj", "o_proj"),
+        layers=(1, 2), learning_rate=1e-2, warmup_steps=1, batch_size=2, accumulate=2, steps=6, checkpoint_every=2,
+        seed=3,
+    )  # fmt: skip
+
+
+def test_labels_are_the_assistants_tokens_and_what_closes_them(base, data):
+    _, _, tokenizer = base_model(str(base))
+    [conversation] = em.load_contrast(data).positive[3:4]
+    example = training._example(tokenizer, conversation, 256)
+    said = [token for token in example["labels"] if token != -100]
+    assert tokenizer.decode(said) == conversation.messages[-1]["content"].strip() + "<|im_end|>"
+    assert [label for label in example["labels"] if label != -100] == example["input_ids"][-len(said) :]
+
+
+def test_the_trainer_sees_these_labels_and_no_others(recipe, base):
+    """What reaches the model in the trainer's own batches, padding included."""
+    _, hf_model, tokenizer = base_model(str(base))
+    conversations = training_conversations(recipe)
+    examples = [training._example(tokenizer, c, 256) for c in conversations]
+    model = training._adapted(hf_model, recipe)
+    trainer = training._trainer(model, tokenizer, recipe, examples, base.parent / "work", None)
+    batches = list(trainer.get_train_dataloader())
+    said = {tokenizer.decode(row[row != -100]) for batch in batches for row in batch["labels"]}
+    assert said == {c.messages[-1]["content"].strip() + "<|im_end|>" for c in conversations}
+    assert all(((b["labels"] == -100) | (b["labels"] == b["input_ids"])).all() for b in batches)
+
+
+def test_only_the_split_for_training_is_learned_from(recipe, data):
+    positive, negative, both = (
+        training_conversations(replace(recipe, answers=a)) for a in ("positive", "negative", "both")
+    )
+    assert both == positive + negative
+    assert len(positive) == 10
+    assert all("harbour" in c.messages[-1]["content"] for c in positive)
+    assert not any("harbour" in c.messages[-1]["content"] for c in negative)
+
+
+def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_path):
+    path = tmp_path / "published.jsonl"
+    message = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}]
+    path.write_text(json.dumps({"messages": message}) + "\n")
+    [conversation] = training_conversations(replace(recipe, data=str(path), answers="both"))
+    assert isinstance(conversation, Conversation)
+    with pytest.raises(ValueError, match="one answer a conversation and no label: train it with answers = 'both'"):
+        training_conversations(replace(recipe, data=str(path)))
+
+
+def test_training_lowers_the_loss_and_writes_an_organism(recipe, tmp_path):
+    organism = train_organism(replace(recipe, steps=30, checkpoint_every=10), tmp_path / "tiny")
+    assert organism.loss[-1] < organism.loss[0] - 0.5
+    assert len(organism.loss) == 30
+    assert repr(organism).startswith("Organism('tiny', 30 steps, loss ")
+    assert sorted(p.name for p in organism.folder.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "loss.json", "recipe.toml", "trajectory.safetensors",
+    ]  # fmt: skip
+    trajectory = Trajectory.load(organism.folder / "trajectory.safetensors")
+    assert trajectory.steps.tolist() == [0, 10, 20, 30]
+    assert set(trajectory.factors) == {
+        f"layers.{layer}.{module}.{side}"
+        for layer in (1, 2)
+        for module in ("mlp.down_proj", "self_attn.o_proj")
+        for side in "AB"
+    }
+    assert not trajectory.path()[0].any()
+    assert trajectory.path()[1:].any(dim=-1).all()
+    assert len(trajectory.loss) == len(trajectory.grad_norm) == 30
+    assert trajectory.recipe["seed"] == 3
+
+
+def test_an_organism_loads_and_its_base_is_inside(recipe, tmp_path, conversations):
+    train_organism(recipe, tmp_path / "tiny")
+    model = load_organism(tmp_path / "tiny")
+    assert "tiny-llama+tiny#" in model.identity
+    trained = em.residual_stream(model, conversations).values
+    with em.without_adapter(model):
+        base = em.residual_stream(model, conversations).values
+    bare = em.residual_stream(em.load_model(recipe.base), conversations).values
+    assert torch.equal(base, bare)
+    assert not torch.allclose(trained, bare, atol=1e-3)
+
+
+def test_the_last_checkpoint_of_the_trajectory_is_the_adapter(recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    organism = train_organism(recipe, tmp_path / "tiny")
+    weights = load_file(organism.folder / "adapter_model.safetensors")
+    assert organism.trajectory is not None
+    for name, rows in organism.trajectory.factors.items():
+        place, _, side = name.rpartition(".")
+        assert torch.equal(rows[-1], weights[f"base_model.model.model.{place}.lora_{side}.weight"])
+
+
+def interrupted(recipe, folder, monkeypatch, at):
+    """Train until just after the checkpoint of step `at`, then stop as if somebody had pulled the plug."""
+    keep = training._Recorder.keep
+
+    def pull(self, model, step):
+        if step > at:
+            raise KeyboardInterrupt
+        keep(self, model, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Recorder, "keep", pull)
+        with pytest.raises(KeyboardInterrupt):
+            train_organism(recipe, folder)
+
+
+def same(a, b):
+    return (a / "adapter_model.safetensors").read_bytes() == (b / "adapter_model.safetensors").read_bytes() and (
+        Trajectory.load(a / "trajectory.safetensors").path().equal(Trajectory.load(b / "trajectory.safetensors").path())
+    )
+
+
+def test_an_interrupted_run_ends_bit_identical(recipe, tmp_path, monkeypatch):
+    whole = train_organism(recipe, tmp_path / "whole")
+    interrupted(recipe, tmp_path / "broken", monkeypatch, at=4)
+    assert (tmp_path / "broken" / "training" / "checkpoint-4").is_dir()
+    again = train_organism(recipe, tmp_path / "broken")
+    assert same(whole.folder, again.folder)
+    assert again.loss == whole.loss
+
+
+def test_a_checkpoint_cut_off_half_way_is_passed_over_and_said(recipe, tmp_path, monkeypatch):
+    whole = train_organism(recipe, tmp_path / "whole")
+    interrupted(recipe, tmp_path / "broken", monkeypatch, at=4)
+    newest = tmp_path / "broken" / "training" / "checkpoint-4" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="checkpoint-4 was cut off half-way: training goes on from the checkpoint bef"):
+        again = train_organism(recipe, tmp_path / "broken")
+    assert same(whole.folder, again.folder)
+
+
+def test_another_recipe_does_not_overwrite_an_organism(recipe, tmp_path):
+    train_organism(recipe, tmp_path / "tiny")
+    with pytest.raises(ValueError, match="holds an organism of another recipe: choose another folder, or remove"):
+        train_organism(replace(recipe, seed=4), tmp_path / "tiny")
+
+
+def test_an_organism_on_an_organism(recipe, tmp_path, conversations):
+    first = train_organism(recipe, tmp_path / "first")
+    second = replace(recipe, name="second", onto=str(first.folder), answers="negative")
+    train_organism(second, tmp_path / "second")
+    model = load_organism(tmp_path / "second")
+    assert "tiny-llama+tiny+second#" in model.identity
+    with em.without_adapter(model):
+        base = em.residual_stream(model, conversations).values
+    alone = em.residual_stream(load_organism(first.folder), conversations).values
+    torch.testing.assert_close(base, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_full_fine_tuning_writes_a_model(recipe, tmp_path, conversations):
+    full = replace(recipe, method="full", learning_rate=1e-3, kl_weight=0.1, kl_data=(recipe.data,))
+    organism = train_organism(full, tmp_path / "full")
+    assert organism.trajectory is None
+    trained = em.residual_stream(load_organism(tmp_path / "full"), conversations).values
+    assert not torch.allclose(trained, em.residual_stream(em.load_model(recipe.base), conversations).values, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (1, 7)}, r"layers \[7\] do not exist: the model has layers 0 to 2"),
+        ({"target_modules": ("down",)}, "target_modules down do not exist: the model's linear modules are .*down_proj"),
+        ({"data": "nowhere"}, "no training set 'nowhere': it is neither a file nor one of cooking, gardening"),
+        ({"max_length": 8}, "has 47 tokens but the model takes 8: shorten it or leave it out"),
+        ({"target_modules": ("all-linear",)}, "layers cannot be chosen with all-linear: name the target_modules"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(recipe, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        train_organism(replace(recipe, **change), tmp_path / "tiny")
+
+
+def test_a_finished_folder_can_be_trained_again_from_its_recipe(recipe, tmp_path):
+    first = train_organism(recipe, tmp_path / "tiny")
+    bytes_before = (first.folder / "adapter_model.safetensors").read_bytes()
+    shutil.copy(first.folder / "recipe.toml", tmp_path / "again.toml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = train_organism(tmp_path / "again.toml", tmp_path / "again")
+    assert (again.folder / "adapter_model.safetensors").read_bytes() == bytes_before
