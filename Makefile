@@ -2,17 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
-.PHONY: help install demo test check bench assets clean
+.PHONY: help install demo test check bench bench-peers assets clean
 
 help:
 	@echo "make demo         set up, then compare the two directions on the embedded model: report/report.html"
 	@echo "make test         set up, then run every test and notebook"
 	@echo "make check        format, lint, types, direction of imports"
 	@echo "make bench        what reading, comparing and generating cost, against bare Hugging Face"
+	@echo "make bench-peers  what reading costs in other libraries, each installed in .peers"
 	@echo "make assets       write again what the README shows"
 	@echo "make install      the virtual environment in .venv, versions pinned by constraints.txt"
-	@echo "make clean        remove .venv, report and caches"
+	@echo "make clean        remove .venv, .peers, report and caches"
 
 install: $(INSTALLED)
 
@@ -41,9 +43,20 @@ check: install
 bench: install
 	$(BIN)/python -m benchmarks
 
+bench-peers: install $(PEERS:%=.peers/%/.installed)
+	$(BIN)/python -m benchmarks.peers
+
+# A peer that cannot be installed leaves no folder; its row of the table says so and the others are measured.
+.peers/%/.installed: benchmarks/peers/%.txt constraints.txt
+	@echo "installing $* into $(@D) (a minute the first time)"
+	@rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< $$(grep ^torch== constraints.txt) \
+		&& touch $@ || rm -rf $(@D)
+
 assets: install
 	$(BIN)/python -m assets
 
 clean:
-	rm -rf .venv report build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .peers report build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

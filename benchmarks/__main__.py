@@ -5,15 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 import em_interp as em
+from benchmarks import baselines
+from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.timing import cpu_seconds, table
-from em_interp.activations import default_batch_tokens
-from em_interp.conversations import batches, encode
+from em_interp.conversations import encode
 from em_interp.models import HookedModel, attached
 from em_interp.progress import quiet
 
@@ -24,13 +24,13 @@ def reading(model: HookedModel, rounds: int) -> str:
     """All layers of 128 conversations, last token, against the bare body forward on the same length-sorted batches."""
     conversations = prompts(128, shared_system=False)
     contenders = {
-        "bare Hugging Face body, same batches": lambda: _bare(model, conversations),
+        "bare Hugging Face body, same batches": lambda: baselines.bare(model, conversations),
         "residual_stream": lambda: em.residual_stream(model, conversations, span="last"),
         "residual_stream, system prompt shared": lambda: em.residual_stream(
             model, prompts(128, shared_system=True), span="last"
         ),
-        "Hugging Face output_hidden_states": lambda: _hidden_states(model, conversations),
-        "TransformerLens run_with_cache, all resid_post": lambda: _run_with_cache(model, conversations),
+        "Hugging Face output_hidden_states": lambda: baselines.hidden_states(model, conversations),
+        "TransformerLens run_with_cache, all resid_post": lambda: baselines.run_with_cache(model, conversations),
     }
     seconds = cpu_seconds(contenders, rounds=rounds)
     bare = seconds["bare Hugging Face body, same batches"]
@@ -55,7 +55,7 @@ def thin(rounds: int) -> str:
     budget = 4 * max(len(encode(tokenizer, c, "last").ids) for c in conversations)
     wrapped = HookedModel.of(model.bridge)
     contenders = {
-        "bare Hugging Face body": lambda: _bare(model, conversations, budget),
+        "bare Hugging Face body": lambda: baselines.bare(model, conversations, budget),
         "residual_stream": lambda: em.residual_stream(model, conversations, span="last", batch_tokens=budget),
         "residual_stream through the bridge": lambda: em.residual_stream(
             wrapped, conversations, span="last", batch_tokens=budget
@@ -135,52 +135,8 @@ def _peak(n: int) -> None:
     with quiet():
         model = em.load_bundled()
         em.residual_stream(model, prompts(1, shared_system=False), span="last")
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here, not from loading
-        before = _memory("VmRSS")
-        read = em.residual_stream(model, prompts(n, shared_system=False), span="last")
-    print((_memory("VmHWM") - before) // 1024, read.values.numel() * 4 // 2**20)
-
-
-def _memory(what: str) -> int:
-    """A line of this process's status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(what)))
-
-
-@torch.inference_mode()
-def _bare(model: HookedModel, conversations: list, budget: int | None = None) -> None:
-    for batch in _batches(model, conversations, budget):
-        assert model.plain is not None
-        body = model.plain.base_model
-        body(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)  # pyright: ignore[reportCallIssue]
-
-
-@torch.inference_mode()
-def _hidden_states(model: HookedModel, conversations: list) -> torch.Tensor:
-    rows = []
-    for batch in _batches(model, conversations):
-        assert model.plain is not None
-        out = model.plain(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_hidden_states=True)
-        last = batch.mask.sum(-1) - 1
-        rows.append(torch.stack([s[torch.arange(len(last)), last] for s in out.hidden_states[1:]], dim=1))
-    return torch.cat(rows)
-
-
-@torch.inference_mode()
-def _run_with_cache(model: HookedModel, conversations: list) -> torch.Tensor:
-    rows = []
-    for batch in _batches(model, conversations):
-        _, cache = model.run_with_cache(
-            batch.ids, attention_mask=batch.mask, names_filter=lambda name: name.endswith("hook_resid_post")
-        )
-        last = batch.mask.sum(-1) - 1
-        rows.append(torch.stack([cache[n][torch.arange(len(last)), last] for n in em.every_layer(model)], dim=1))
-    return torch.cat(rows)
-
-
-def _batches(model: HookedModel, conversations: list, budget: int | None = None):
-    encoded = [encode(model.tokenizer, c, "last") for c in conversations]
-    return batches(encoded, budget or default_batch_tokens(model))
+        peak, read = peak_mib(lambda: em.residual_stream(model, prompts(n, shared_system=False), span="last"))
+    print(peak, read.values.numel() * 4 // 2**20)
 
 
 def main() -> None:

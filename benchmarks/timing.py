@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping
 
 def cpu_seconds(contenders: Mapping[str, Callable[[], object]], *, rounds: int = 3) -> dict[str, float]:
     """The median CPU seconds of each contender over `rounds` rounds, interleaved so that drift hits all alike."""
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, run in contenders.items():
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
         run()  # the first call pays for imports, caches and allocations
-        spent[name].clear()
     for _ in range(rounds):
         for name, run in contenders.items():
-            start = time.process_time()
-            run()
-            spent[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in spent.items()}
+            times[name].append(spent(run))
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def spent(run: Callable[[], object]) -> float:
+    """The CPU seconds of one run, all threads together."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def table(title: str, rows: list[tuple[str, ...]]) -> str:
