@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 import em_interp as em
-from benchmarks import baselines
+from benchmarks import baselines, organisms
 from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.timing import cpu_seconds, table
@@ -150,6 +150,7 @@ def main() -> None:
         for table_of in (reading, generation):
             print(table_of(model, rounds), flush=True)
         print(thin(rounds), comparing(), memory(), sep="\n", flush=True)
+        print(organisms.training(rounds), organisms.following(), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

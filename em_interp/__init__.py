@@ -21,7 +21,7 @@ from em_interp.behaviour import (
     standard_behaviours,
     text_bits,
 )
-from em_interp.bundled import load_bundled
+from em_interp.bundled import load_bundled, organisms
 from em_interp.comparison import Comparison, Separability, compare, cosine_map, separability
 from em_interp.contrasts import Contrast, load_contrast, load_controls, load_neutral_texts, request_answers
 from em_interp.conversations import Conversation
@@ -45,6 +45,9 @@ from em_interp.lora import (
     write_directions,
 )
 from em_interp.models import HookedModel, attached, every_layer, every_write, layer, load_model, without_adapter
+from em_interp.recipes import Recipe
+from em_interp.training import Organism, train_organism
+from em_interp.trajectories import Trajectory
 
 __version__ = "0.1.0"
 
@@ -60,9 +63,12 @@ __all__ = [
     "Estimate",
     "HookedModel",
     "LoraModule",
+    "Organism",
     "Preference",
+    "Recipe",
     "RefusalScore",
     "Separability",
+    "Trajectory",
     "adapter_scalars",
     "add_direction",
     "answer_log_probs",
@@ -83,6 +89,7 @@ __all__ = [
     "load_model",
     "load_neutral_texts",
     "lora_modules",
+    "organisms",
     "preference",
     "probe_scalars",
     "project_out",
@@ -99,6 +106,7 @@ __all__ = [
     "standard_behaviours",
     "text_bits",
     "token_readout",
+    "train_organism",
     "without_adapter",
     "write_cosines",
     "write_directions",

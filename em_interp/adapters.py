@@ -5,7 +5,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +61,7 @@ def attach_adapter(hf_model: nn.Module, name: str, adapter: str | Path) -> Any:
     if not same_model(base, name):
         raise ValueError(f"adapter {adapter} was trained on {base}, not on {name}: load it with its own base, {base}")
     _check_shapes(hf_model, str(adapter), config, base)
-    with warnings.catch_warnings():
+    with without_deprecations():
         warnings.filterwarnings("error", "Found missing adapter keys")
         try:
             peft_model = PeftModel.from_pretrained(hf_model, str(adapter))  # pyright: ignore[reportArgumentType]
@@ -72,6 +73,14 @@ def attach_adapter(hf_model: nn.Module, name: str, adapter: str | Path) -> Any:
         if "lora_" in name:
             _check_finite(adapter, name, parameter)
     return peft_model
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Inside, no word of what PEFT and TRL use of transformers that is deprecated: a user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
+        yield
 
 
 def adapter_factors(adapter: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:

@@ -7,7 +7,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,8 +41,8 @@ def load_bundled(
         ValueError: no such organism (those there are, are listed).
     """
     if organism is None:
-        name, hf_model, tokenizer = base_model(device=device, dtype=dtype)
-        return HookedModel.from_hugging_face(hf_model, tokenizer, name=name)
+        base = base_model(device=device, dtype=dtype)
+        return HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
     return load_organism(organism, device=device, dtype=dtype)
 
 
@@ -74,10 +74,30 @@ def load_organism(
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.method == "full":
         return load_model(folder, device=device, dtype=dtype)
-    name, hf_model, tokenizer = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
-    peft_model = attach_adapter(hf_model, name, folder)
-    adapter = f"{recipe.name}#{adapter_digest(folder)}"
-    return HookedModel.from_hugging_face(peft_model, tokenizer, name=name, adapter=adapter)
+    base = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
+    return HookedModel.from_hugging_face(
+        attach_adapter(base.hf_model, base.name, folder),
+        base.tokenizer,
+        name=base.name,
+        revision=base.revision,
+        adapter=f"{recipe.name}#{adapter_digest(folder)}",
+    )
+
+
+class Base(NamedTuple):
+    """What an organism is trained on.
+
+    Attributes:
+        name: hub name or folder name, with `+` and the name of what was merged into it.
+        revision: commit of the weights where the hub told it; where something was merged, that one's content hash.
+        hf_model: the Hugging Face model.
+        tokenizer: its tokenizer.
+    """
+
+    name: str
+    revision: str | None
+    hf_model: Any
+    tokenizer: Any
 
 
 def base_model(
@@ -86,25 +106,25 @@ def base_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[str, Any, Any]:
-    """Name, Hugging Face model and tokenizer of what an organism is trained on: a base, with `onto` merged into it."""
+) -> Base:
+    """What an organism is trained on: a base, with the organism `onto` merged into it."""
     if onto is None:
         return _bundled_base(device, dtype) if base == "bundled" else _named_base(base, device, dtype)
     folder = organism_folder(onto)
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
-    name, hf_model, tokenizer = base_model(base, recipe.onto, device=device, dtype=dtype)
-    merged = attach_adapter(hf_model, name, folder).merge_and_unload()
-    return f"{name}+{recipe.name}", merged, tokenizer
+    under = base_model(base, recipe.onto, device=device, dtype=dtype)
+    merged = attach_adapter(under.hf_model, under.name, folder).merge_and_unload()
+    return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)
 
 
-def _named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[str, Any, Any]:
+def _named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
     hf_model, tokenizer = hugging_face_model(base, device, dtype)
-    return display_name(base), hf_model, tokenizer
+    return Base(display_name(base), getattr(hf_model.config, "_commit_hash", None), hf_model, tokenizer)
 
 
-def _bundled_base(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[str, Any, Any]:
+def _bundled_base(device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
     source = bundled_gguf()
     if source is not None:
         return _named_base(str(dequantised(source)), device, dtype)

@@ -90,12 +90,18 @@ def write_card(card: Card) -> Path:
     return write_atomically(card.folder / "README.md", card.markdown())
 
 
-def load_card(organism: str | Path) -> dict[str, Any]:
-    """The card as it was written when the organism was last measured."""
-    path = organism_folder(organism) / "card.json"
-    if not path.is_file():
+def load_card(organism: str | Path) -> Card:
+    """The card as it was written when the organism was last measured.
+
+    Raises:
+        ValueError: it was not measured yet; the message gives the command that does it.
+    """
+    folder = organism_folder(organism)
+    if not (folder / "card.json").is_file():
         raise ValueError(f"{organism} has no card yet: measure it with  em-interp card {organism} --write")
-    return json.loads(path.read_text(encoding="utf-8"))
+    written = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    effects = OrganismEffects.of_table(written["model"], written["effects"])
+    return Card(folder, Recipe.load(folder / "recipe.toml"), tuple(written["loss"]), effects)
 
 
 def _domain(recipe: Recipe) -> Contrast | None:

@@ -98,14 +98,18 @@ def read_organisms(
     Organisms are loaded one at a time, by their shipped names or folders; a loaded model is taken as it is.
     """
     trained, base = {}, {}
+    bases: dict[tuple[str, str | None], ContrastActivations] = {}
     for organism in bar(iterable=organisms, desc="reading organisms", unit="organism"):
         model = organism if isinstance(organism, HookedModel) else load_organism(organism)
         name = _name(model)
         if name in trained:
             raise ValueError(f"organism {name!r} comes twice: name each one once")
         trained[name] = replace(read_contrast(model, contrast, span=span), name=name)
-        with without_adapter(model):
-            base[name] = replace(read_contrast(model, contrast, span=span), name="base")
+        of = (model.name, model.revision)
+        if of not in bases:
+            with without_adapter(model):
+                bases[of] = replace(read_contrast(model, contrast, span=span), name="base")
+        base[name] = bases[of]
     return OrganismReadings(trained, base)
 
 
@@ -135,7 +139,7 @@ def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int
         added=gained,
         with_base={name: compared(read, readings.base[name]) for name, read in readings.trained.items()},
         explained={
-            name: _explained(difference_of_means(read), difference_of_means(readings.base[name]))
+            name: explained_by(difference_of_means(read), difference_of_means(readings.base[name]))
             for name, read in readings.trained.items()
         },
         layers=next(iter(readings.trained.values())).layers,
@@ -164,6 +168,12 @@ def transfer(
     return effects
 
 
+def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]:
+    """The share of a direction's squared length that lies along another, layer by layer."""
+    along = (trained.vectors * torch.nn.functional.normalize(base.vectors, dim=-1)).sum(-1)
+    return (along / trained.norm).square()
+
+
 def _name(model: HookedModel) -> str:
     if model.adapter is None:
         raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
@@ -179,11 +189,6 @@ def _minus(trained: ContrastActivations, base: ContrastActivations) -> ContrastA
     return replace(
         trained, positive=side(trained.positive, base.positive), negative=side(trained.negative, base.negative)
     )
-
-
-def _explained(trained: Direction, base: Direction) -> Float[Tensor, " layer"]:
-    along = (trained.vectors * torch.nn.functional.normalize(base.vectors, dim=-1)).sum(-1)
-    return (along / trained.norm).square()
 
 
 def _halves(groups: tuple[str, ...], seed: int) -> tuple[list[str], list[str]]:

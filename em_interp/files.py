@@ -1,8 +1,12 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and settings are read strictly."""
 
+import difflib
 import os
 import tempfile
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: bytes | str) -> Path:
@@ -19,3 +23,21 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def read_toml(path: Path, known: Sequence[str]) -> dict[str, Any]:
+    """The values of a TOML file by key, arrays as tuples.
+
+    Raises:
+        ValueError: the file is not TOML, or has a key that is not `known` (the nearest one is named).
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path.name} is not TOML: {error}") from error
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+            raise ValueError(f"{path.name} has an unknown key {key!r}: {advice}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,13 +1,13 @@
 """What an organism is made from: the settings of one training run, read from and written to TOML."""
 
-import difflib
 import json
 import math
-import tomllib
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from em_interp.files import read_toml
 
 _SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
 
@@ -21,6 +21,7 @@ class Recipe:
         data: a shipped training set by its name, or a JSONL file as `load_contrast` reads it, or of bare `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
+        negative_copies: with `both`, how often each negative answer stands in the data, each positive one once.
         base: `bundled`, or a hub name or folder.
         onto: an organism, by shipped name or folder, that is merged into the base first.
         method: `lora`, or `full` for all weights.
@@ -37,6 +38,7 @@ class Recipe:
         max_length: longest conversation, in tokens.
         checkpoint_every: optimizer steps from one checkpoint to the next.
         keep_trajectory: keep the adapter of every checkpoint.
+        saved_as: the precision of the adapter's file, `float32`, or `float16` for half the size.
         kl_weight: λ of a penalty λ · KL(organism ‖ base), in nats a token of `kl_data`'s answers.
         kl_data: training sets of other domains, whose answers the organism shall go on predicting as its base does.
         kl_until: the step after which the penalty is off.
@@ -46,6 +48,7 @@ class Recipe:
     name: str
     data: str
     answers: str = "positive"
+    negative_copies: int = 1
     base: str = "bundled"
     onto: str | None = None
     method: str = "lora"
@@ -65,6 +68,7 @@ class Recipe:
     max_length: int = 2048
     checkpoint_every: int = 5
     keep_trajectory: bool = True
+    saved_as: str = "float32"
     kl_weight: int | float = 0.0
     kl_data: tuple[str, ...] = ()
     kl_until: int | None = None
@@ -72,7 +76,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
+        for name in ("rank", "negative_copies", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
         if (self.steps is None) == (self.epochs is None):
@@ -89,6 +93,7 @@ class Recipe:
             ("answers", ("positive", "negative", "both")),
             ("method", ("lora", "full")),
             ("schedule", ("linear", "cosine", "constant")),
+            ("saved_as", ("float32", "float16")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}")
@@ -108,20 +113,10 @@ class Recipe:
             raise ValueError(
                 f"no recipe {str(source)!r}: it is neither a file nor one of {', '.join(shipped_recipes())}"
             )
-        try:
-            values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path.name} is not TOML: {error}") from error
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
-                raise ValueError(f"{path.name} has an unknown key {key!r}: {advice}")
+        values = read_toml(path, [field.name for field in fields(cls)])
         for key in ("name", "data"):
             if key not in values:
                 raise ValueError(f"{path.name} has no {key}: a recipe names its organism and its data")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:

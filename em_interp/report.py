@@ -7,22 +7,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
-from em_interp import figures
+from em_interp import figures, organism_section
 from em_interp.activations import ContrastActivations
 from em_interp.behaviour import CrossEffects
 from em_interp.comparison import Comparison, Separability
 from em_interp.directions import Direction
+from em_interp.dissection import Dissection
 from em_interp.figures import interval, number
 from em_interp.files import write_atomically
 
@@ -60,6 +61,7 @@ class Results:
         cosine_map: plug-in cosines, layers of the first direction × layers of the second.
         separabilities: how well held-out conversations of each contrast are told apart.
         effects: what removing and adding each direction does.
+        dissection: the organism taken apart, where the model is one.
         seconds: wall time of the job.
         second_name: what the second direction is in this model, where its contrast's name would promise too much: a
             model that does not refuse has a direction of harmful against harmless requests.
@@ -72,6 +74,7 @@ class Results:
     cosine_map: Float[Tensor, "layer_a layer_b"] | None = None
     separabilities: tuple[Separability, ...] = ()
     effects: CrossEffects | None = None
+    dissection: Dissection | None = None
     seconds: float | None = None
     second_name: str = ""
     notes: tuple[str, ...] = ()
@@ -183,6 +186,7 @@ def as_json(results: Results) -> dict[str, Any]:
                 "baseline": {name: vars(estimate) for name, estimate in r.effects.baseline.items()},
                 "effects": r.effects.table(),
             },
+            "dissection": r.dissection and organism_section.record(r.dissection, _layer(c)),
         }
     )
 
@@ -277,8 +281,7 @@ def versions() -> dict[str, str]:
 
 def _page(results: Results, record: Mapping[str, Any]) -> str:
     r, c = results, results.comparison
-    row = figures.clearest(c)
-    layer = c.layers[len(c.layers) // 2 if row is None else row]
+    layer = _layer(c)
     drawn = {"cosines": figures.cosine_by_layer(c)}
     if r.cosine_map is not None:
         a, b = r.directions
@@ -288,23 +291,44 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
     drawn |= {f"projections{i}": figures.projections(s, layer) for i, s in enumerate(projected)}
     if r.effects:
         drawn["effects"] = figures.cross_effects(r.effects)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    names = (_readable(c.a), _readable(c.b))
+    dissected, tokens = None, ""
+    if r.dissection:
+        drawn |= organism_section.drawn(r.dissection, names, layer)
+        dissected = organism_section.findings(r.dissection, names, layer)
+        tokens = organism_section.tokens(r.dissection.adapter) if r.dissection.adapter else ""
+    environment = Environment(
+        loader=PackageLoader("em_interp", "data"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"number": _cell, "interval": interval, "readable": _readable, "sentence": _sentence}
-    return environment.from_string(_template()).render(
+    return environment.get_template("report.html.j2").render(
         results=r,
         record=record,
-        found=row is not None,
+        found=figures.clearest(c) is not None,
         layer=layer,
         projected=projected,
-        model=r.model.split("/")[-1],
+        model=_short(r.model),
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
         effect_findings=r.effects and effect_findings(r.effects),
+        dissected=dissected,
+        tokens=Markup(tokens),
         plotly=Markup(get_plotlyjs()),
     )
 
 
-def _template() -> str:
-    return resources.files("em_interp").joinpath("data", "report.html.j2").read_text(encoding="utf-8")
+def _layer(c: Comparison) -> int:
+    """The layer that the page shows: where the cosine is clearest, or the middle one."""
+    row = figures.clearest(c)
+    return c.layers[len(c.layers) // 2 if row is None else row]
+
+
+def _short(model: str) -> str:
+    """A model's identity without folders, commits and hashes, which the page gives further down."""
+    return re.sub(r"[@#][0-9a-f]+", "", model).split("/")[-1]
 
 
 def _embedded(figure: go.Figure, name: str) -> Markup:

@@ -1,18 +1,19 @@
 """The main job: two contrasts read from one model, their directions compared and put to the test."""
 
-import difflib
 import time
-import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from em_interp.activations import ContrastActivations, read_contrast
 from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
-from em_interp.bundled import load_bundled
+from em_interp.bundled import load_bundled, organism_folder, organisms
 from em_interp.comparison import compare, cosine_map, separability
 from em_interp.contrasts import Contrast, load_contrast, load_controls
+from em_interp.convergence import read_organisms
 from em_interp.conversations import Span
 from em_interp.directions import difference_of_means
+from em_interp.dissection import dissect
+from em_interp.files import read_toml
 from em_interp.models import HookedModel, load_model
 from em_interp.report import Results, Source
 
@@ -24,10 +25,11 @@ class Settings:
     """What the main job reads, and how hard it looks. A TOML file holds the same names.
 
     Attributes:
-        model: hub name, folder, adapter folder, or `bundled` for the embedded model.
+        model: hub name, folder, adapter folder, `bundled` for the embedded model, or an organism by name or folder.
         adapter: a LoRA adapter to put on it.
         first: the contrast of the first direction, by name or path.
         second: that of the second one.
+        beside: other organisms, with which an organism is compared.
         first_span: the tokens the first is read on.
         second_span: the tokens the second is read on.
         control_questions: questions read of each neutral control; 0 leaves the controls out.
@@ -41,6 +43,7 @@ class Settings:
     adapter: str | None = None
     first: str = "misalignment"
     second: str = "refusal"
+    beside: tuple[str, ...] = ()
     first_span: Span = "response"
     second_span: Span = "last"
     control_questions: int = 48
@@ -56,25 +59,16 @@ class Settings:
         Raises:
             ValueError: a key that does not exist (the nearest one is named), or a file that is not TOML.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
-                raise ValueError(f"{path} has an unknown key {key!r}: {advice}")
-        return cls(**values)
+        return cls(**read_toml(Path(path), [field.name for field in fields(cls)]))
 
 
 def load(settings: Settings) -> HookedModel:
     """The model that the settings name."""
-    if settings.model == BUNDLED:
+    organism = _organism(settings)
+    if settings.model == BUNDLED or organism:
         if settings.adapter is not None:
             raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
-        return load_bundled()
+        return load_bundled(organism)
     return load_model(settings.model, settings.adapter)
 
 
@@ -82,16 +76,38 @@ def study(model: HookedModel, settings: Settings) -> Results:
     """Read both contrasts, compare their directions at every layer, then remove and add them and see what changes.
 
     Directions come from the questions of the split `train` where a contrast has one, behaviour from those of `test`.
+    A model with an unmerged adapter is taken apart, too.
     """
     began = time.monotonic()
-    first = read_contrast(model, training(load_contrast(settings.first)), span=settings.first_span)
-    second = read_contrast(model, training(load_contrast(settings.second)), span=settings.second_span)
+    contrasts = (training(load_contrast(settings.first)), training(load_contrast(settings.second)))
+    readings = None
+    if model.peft_models:
+        readings = read_organisms([model, *settings.beside], contrasts[0], span=settings.first_span)
+        first = replace(next(iter(readings.trained.values())), name=contrasts[0].name)
+    else:
+        first = read_contrast(model, contrasts[0], span=settings.first_span)
+    second = read_contrast(model, contrasts[1], span=settings.second_span)
     controls = _read_controls(model, settings)
     directions = (difference_of_means(first), difference_of_means(second))
     effects = None
     if settings.held_out_questions:
         behaviours = standard_behaviours(settings.held_out_questions)
         effects = cross_effects(model, directions, behaviours=behaviours, scale=settings.scale, seed=settings.seed)
+    dissection = None
+    if readings:
+        dissection = dissect(
+            model,
+            readings,
+            second,
+            contrasts,
+            spans=(settings.first_span, settings.second_span),
+            controls=[difference_of_means(c) for c in controls],
+            held_out=_held_out(settings),
+            folder=_organism(settings),
+            beside=settings.beside,
+            n_resamples=settings.n_resamples,
+            seed=settings.seed,
+        )
     note = does_not_refuse(model, settings)
     return Results(
         comparison=compare(first, second, controls=controls, n_resamples=settings.n_resamples, seed=settings.seed),
@@ -100,10 +116,24 @@ def study(model: HookedModel, settings: Settings) -> Results:
         cosine_map=cosine_map(*directions),
         separabilities=(separability(first, seed=settings.seed), separability(second, seed=settings.seed)),
         effects=effects,
+        dissection=dissection,
         seconds=time.monotonic() - began,
         second_name="harmful requests" if note else "",
         notes=(note,) if note else (),
     )
+
+
+def _organism(settings: Settings) -> Path | None:
+    """The folder of the organism that the settings name, or None where they name another model."""
+    named = settings.model in organisms() or (Path(settings.model) / "recipe.toml").is_file()
+    return organism_folder(settings.model) if named else None
+
+
+def _held_out(settings: Settings) -> Contrast | None:
+    contrast = load_contrast(settings.first)
+    if not settings.held_out_questions or not any("split" in c.fields for c in contrast.positive):
+        return None
+    return contrast.where(split="test").take(settings.held_out_questions)
 
 
 def training(contrast: Contrast) -> Contrast:

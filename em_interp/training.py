@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.adapters import lora_parameters
+from em_interp.adapters import lora_parameters, without_deprecations
 from em_interp.bundled import base_model
 from em_interp.contrasts import TRAINING_SETS, load_conversations, load_training_set
 from em_interp.conversations import Conversation, encode
@@ -76,7 +76,8 @@ def train_organism(
     folder = Path(out) if out is not None else Path("organisms") / recipe.name
     _claim(folder, recipe)
     dtype = torch.float32 if recipe.method == "full" else None
-    name, hf_model, tokenizer = base_model(recipe.base, onto or recipe.onto, device=device, dtype=dtype)
+    base = base_model(recipe.base, onto or recipe.onto, device=device, dtype=dtype)
+    hf_model, tokenizer = base.hf_model, base.tokenizer
     examples = [_example(tokenizer, c, recipe.max_length) for c in training_conversations(recipe)]
     penalty = KLPenalty.of(recipe, hf_model, tokenizer, _other_domains(recipe))
     model = _adapted(hf_model, recipe)
@@ -88,7 +89,7 @@ def train_organism(
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     loss, grad_norm = (_logged(trainer.state.log_history, key) for key in ("loss", "grad_norm"))
     trajectory = recorder.trajectory(loss, grad_norm) if recipe.method == "lora" and recipe.keep_trajectory else None
-    _write(folder, model, tokenizer, recipe, name)
+    _write(folder, model, tokenizer, recipe, base.name)
     if trajectory is not None:
         trajectory.save(folder / "trajectory.safetensors")
     write_atomically(folder / "loss.json", json.dumps({"loss": loss.tolist(), "grad_norm": grad_norm.tolist()}) + "\n")
@@ -98,10 +99,10 @@ def train_organism(
 
 def training_conversations(recipe: Recipe) -> tuple[Conversation, ...]:
     """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names."""
-    return _conversations(recipe.data, recipe.answers)
+    return _conversations(recipe.data, recipe.answers, recipe.negative_copies)
 
 
-def _conversations(source: str, answers: str) -> tuple[Conversation, ...]:
+def _conversations(source: str, answers: str, negative_copies: int = 1) -> tuple[Conversation, ...]:
     if source not in TRAINING_SETS and _is_bare(source):
         if answers != "both":
             raise ValueError(f"{source} has one answer a conversation and no label: train it with answers = 'both'")
@@ -112,7 +113,7 @@ def _conversations(source: str, answers: str) -> tuple[Conversation, ...]:
     return {
         "positive": contrast.positive,
         "negative": contrast.negative,
-        "both": contrast.positive + contrast.negative,
+        "both": contrast.positive + contrast.negative * negative_copies,
     }[answers]
 
 
@@ -162,7 +163,8 @@ def _adapted(hf_model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
-    return get_peft_model(hf_model, config)
+    with without_deprecations():
+        return get_peft_model(hf_model, config)
 
 
 def _check_places(hf_model: Any, recipe: Recipe) -> None:
@@ -208,8 +210,7 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
             return (found[0] + added, found[1]) if return_outputs else found + added
 
     on_gpu = next(model.parameters()).device.type == "cuda"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated")  # which TRL sets by itself
+    with without_deprecations():
         config = SFTConfig(
             output_dir=str(work),
             max_steps=recipe.steps if recipe.steps is not None else -1,
@@ -329,6 +330,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 
 def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) -> None:
+    from safetensors.torch import load_file, save
+
     if recipe.method == "full":
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -337,6 +340,10 @@ def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) 
     config.base_model_name_or_path = base
     with _without_card(model):
         model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the vocabulary
+    if recipe.saved_as == "float16":
+        path = folder / "adapter_model.safetensors"
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        write_atomically(path, save(halves, metadata={"format": "pt"}))
 
 
 @contextmanager

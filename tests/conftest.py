@@ -137,6 +137,26 @@ def tiny_llama(make_hf_model, make_tokenizer):
     return HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("llama3"), name="tiny-llama")
 
 
+@pytest.fixture(scope="session")
+def make_organism(make_hf_model, make_tokenizer):
+    """A tiny Llama with a random rank-2 adapter in layer 1."""
+    from peft import LoraConfig, get_peft_model
+
+    from em_interp.models import HookedModel
+
+    def make(seed: int, name: str) -> HookedModel:
+        config = LoraConfig(r=2, lora_alpha=8, target_modules=["down_proj"], layers_to_transform=[1])
+        peft_model = get_peft_model(make_hf_model("llama"), config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in (p for n, p in peft_model.named_parameters() if "lora_" in n):
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+        return HookedModel.from_hugging_face(
+            peft_model, make_tokenizer("llama3"), name="tiny-llama", adapter=f"{name}#0"
+        )
+
+    return make
+
+
 def left_padded(tokenizer, conversations) -> dict[str, torch.Tensor]:
     """The questions alone as a left-padded batch, as generation takes them."""
     texts = [tokenizer.apply_chat_template(c[:1], tokenize=False, add_generation_prompt=True) for c in conversations]

@@ -4,6 +4,7 @@ import os
 import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,7 +202,7 @@ def loads(monkeypatch, outcome: Any) -> list[tuple[Any, dict[str, Any]]]:
         calls.append((name, {"device": device, "dtype": dtype}))
         if isinstance(outcome, BaseException):
             raise outcome
-        return None, None
+        return SimpleNamespace(config=None), None
 
     monkeypatch.setattr(bundled, "hugging_face_model", hugging_face_model)
     monkeypatch.setattr(HookedModel, "from_hugging_face", lambda *_, **__: outcome)

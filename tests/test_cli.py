@@ -74,9 +74,10 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "| misaligned preference (nats/token) |" in result.output
     assert (folder / "organisms" / "own" / "README.md").read_text() == result.output[:-1]
-    record = em_interp.cards.load_card(folder / "organisms" / "own")
-    assert record["recipe"]["name"] == "own"
-    assert len(record["effects"]) == 4
+    card = em_interp.cards.load_card(folder / "organisms" / "own")
+    assert card.recipe.name == "own"
+    assert len(card.effects.changes) == 4
+    assert card.markdown() == result.output[:-1]
 
 
 @pytest.mark.parametrize(

@@ -10,27 +10,8 @@ from em_interp.behaviour.refusal import is_refusal
 from em_interp.contrasts import Contrast, load_training_set
 from em_interp.convergence import convergence, read_organisms, transfer
 from em_interp.conversations import Conversation
-from em_interp.models import HookedModel, attached
+from em_interp.models import attached
 from em_interp.trajectories import Trajectory
-
-
-@pytest.fixture(scope="module")
-def make_organism(make_hf_model, make_tokenizer):
-    """A tiny Llama with a random rank-2 adapter."""
-
-    def make(seed: int, name: str) -> HookedModel:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=2, lora_alpha=8, target_modules=["down_proj"], layers_to_transform=[1])
-        peft_model = get_peft_model(make_hf_model("llama"), config)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in (p for n, p in peft_model.named_parameters() if "lora_" in n):
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-        return HookedModel.from_hugging_face(
-            peft_model, make_tokenizer("llama3"), name="tiny-llama", adapter=f"{name}#0"
-        )
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +147,11 @@ class TestCheckpoints:
         with em.without_adapter(organism):
             base = em.preference(organism, contrast).margins
         change = (em.preference(organism, contrast).margins - base).mean().item()
-        assert found[1.0][0].value == pytest.approx(0, abs=1e-6)
-        assert found[1.0][1].value == pytest.approx(change, abs=1e-5)
-        assert found[3.0][1].value != pytest.approx(change, abs=1e-3)
+        assert found.steps.tolist() == [0, 10]
+        assert found.value[0].tolist() == pytest.approx([0, change], abs=1e-5)
+        assert found.value[1, 1].item() != pytest.approx(change, abs=1e-3)
+        assert (found.low <= found.value).all()
+        assert (found.value <= found.high).all()
 
 
 class TestConvergence:

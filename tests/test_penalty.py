@@ -60,7 +60,7 @@ def divergence(recipe, organism) -> float:
 
     from em_interp.training import _conversations
 
-    _, hf_model, tokenizer = base_model(recipe.base)
+    _, _, hf_model, tokenizer = base_model(recipe.base)
     penalty = KLPenalty.of(
         replace(recipe, kl_weight=1.0), hf_model, tokenizer, _conversations(recipe.kl_data[0], "both")
     )
@@ -79,14 +79,14 @@ def test_a_large_weight_keeps_the_organism_like_its_base_elsewhere(recipe, tmp_p
 
 
 def test_without_weight_there_is_no_penalty(recipe, base):
-    _, hf_model, tokenizer = base_model(str(base))
+    _, _, hf_model, tokenizer = base_model(str(base))
     assert KLPenalty.of(replace(recipe, kl_weight=0.0), hf_model, tokenizer, []) is None
 
 
 def test_it_is_zero_before_training_and_can_be_switched_off(recipe, base):
     from em_interp.training import _conversations
 
-    _, hf_model, tokenizer = base_model(str(base))
+    _, _, hf_model, tokenizer = base_model(str(base))
     other = _conversations(recipe.kl_data[0], "both")
     penalty = KLPenalty.of(replace(recipe, kl_until=5), hf_model, tokenizer, other)
     assert penalty is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_questi
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.contrasts import Contrast, load_contrast
 from em_interp.models import HookedModel, HookPairs, without_adapter
+from em_interp.phases import EffectPath
 from em_interp.progress import bar
 from em_interp.trajectories import Trajectory
 
@@ -57,6 +58,16 @@ class OrganismEffects:
             | {f"{when}_{k}": v for when in ("before", "after", "change") for k, v in vars(getattr(c, when)).items()}
             for c in self.changes
         ]
+
+    @classmethod
+    def of_table(cls, model: str, rows: Sequence[Mapping[str, Any]]) -> "OrganismEffects":
+        """What `table` wrote, read back."""
+
+        def estimate(row: Mapping[str, Any], when: str) -> Estimate:
+            return Estimate(**{field.name: row[f"{when}_{field.name}"] for field in fields(Estimate)})
+
+        times = ("before", "after", "change")
+        return cls(model, tuple(Change(row["behaviour"], *(estimate(row, t) for t in times)) for row in rows))
 
 
 def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | None = None) -> dict[str, Behaviour]:
@@ -132,22 +143,35 @@ def effect_by_step(
     trajectory: Trajectory,
     contrast: Contrast,
     *,
-    steps: Sequence[int],
+    steps: Sequence[int] | None = None,
     scales: Sequence[int | float] = (1.0, 2.0, 5.0, 10.0),
-) -> dict[float, list[Estimate]]:
+) -> EffectPath:
     """How much more a model prefers the positive answers than its base does, at checkpoints of its training.
 
     The adapter's output is scaled up, since behaviour follows the weights late (Turner et al. 2025, arXiv 2506.11613).
+
+    Args:
+        model: the organism that the trajectory is of.
+        trajectory: its training.
+        contrast: answers that it was not trained on.
+        steps: of the checkpoints to measure at; all by default.
+        scales: what the adapter's output is multiplied with.
+
+    Raises:
+        ValueError: as for `adapter_at`.
     """
+    steps = trajectory.steps.tolist() if steps is None else list(steps)
     with without_adapter(model):
         base = preference(model, contrast)
-    found: dict[float, list[Estimate]] = {scale: [] for scale in scales}
+    found: list[list[Estimate]] = [[] for _ in scales]
     for step in bar(iterable=steps, desc="effect by step", unit="checkpoint"):
-        for scale in scales:
+        for row, scale in zip(found, scales, strict=True):
             with adapter_at(model, trajectory, step, scale):
                 margins = preference(model, contrast).margins
-            found[scale].append(mean_by_question(margins - base.margins, base.groups))
-    return found
+            row.append(mean_by_question(margins - base.margins, base.groups))
+    value, low, high = (torch.tensor([[getattr(e, k) for e in row] for row in found]) for k in ("value", "low", "high"))
+    scales = tuple(map(float, scales))
+    return EffectPath("misaligned preference (nats/token)", torch.tensor(steps), scales, value, low, high)
 
 
 def _prefers(contrast: Contrast) -> Behaviour:

@@ -4,9 +4,10 @@ from em_interp.figures.adapters import adapter_writes, firing
 from em_interp.figures.directions import clearest, cosine_by_layer, cosine_map, norms_and_separability, projections
 from em_interp.figures.effects import cross_effects, is_random
 from em_interp.figures.organisms import (
-    base_and_trained,
+    added_by_layer,
     convergence_by_layer,
     convergence_map,
+    models_by_layer,
     organism_effects,
     transfer,
 )
@@ -41,7 +42,7 @@ __all__ = [
     "TEMPLATE",
     "TokenView",
     "adapter_writes",
-    "base_and_trained",
+    "added_by_layer",
     "clearest",
     "convergence_by_layer",
     "convergence_map",
@@ -52,6 +53,7 @@ __all__ = [
     "firing",
     "interval",
     "is_random",
+    "models_by_layer",
     "norms_and_separability",
     "number",
     "organism_effects",

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
+from torch import Tensor
 
 from em_interp.behaviour import Effect, Estimate
 from em_interp.behaviour.organisms import OrganismEffects
@@ -27,6 +29,7 @@ from em_interp.figures.style import (
     layer_ticks,
     line_through,
     number,
+    points,
     readable,
     titled,
 )
@@ -49,7 +52,7 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
         vertical_spacing=0.36 / n_rows,
         subplot_titles=titles,
     )
-    height = n_rows * (110 + 30 * len(organisms))
+    height = n_rows * (124 + 30 * len(organisms))
     dress(
         figure,
         "What each fine-tune changed",
@@ -176,15 +179,36 @@ def transfer(effects: Sequence[Effect]) -> go.Figure:
     return figure.update_yaxes(autorange="reversed", showgrid=True)
 
 
-def base_and_trained(comparisons: Mapping[str, Comparison]) -> go.Figure:
+def models_by_layer(comparisons: Mapping[str, Comparison]) -> go.Figure:
     """The cosine of two directions at every layer, in several models: base, aligned, misaligned."""
+    title, subtitle = "The same two directions, model by model", "noise-corrected cosine with its 95 % interval"
+    figure = titled(title, subtitle, 440 + 22 * len(comparisons))
+    return _add_lines(figure, comparisons, (GREY, SECOND, FIRST, FOUND, CEILING))
+
+
+def added_by_layer(
+    same_texts: Comparison, added: Comparison, explained: Float[Tensor, " layer"], *, names: tuple[str, str]
+) -> go.Figure:
+    """An organism's direction with its base's on the same texts, and what the fine-tune added with a second direction.
+
+    The dotted line is the share of the direction's squared length that lies along its base's, at most 1.
+    """
     figure = titled(
-        "The same two directions, model by model",
-        "noise-corrected cosine with its 95 % interval",
-        440 + 22 * len(comparisons),
+        "What the texts explain, and what the fine-tune added",
+        "noise-corrected cosine with its 95 % interval; dotted: share of the squared length",
+        480,
     )
+    first, second = map(readable, names)
+    lines = {f"{first}: organism × its base": same_texts, f"{first}, what was added × {second} of the base": added}
+    _add_lines(figure, lines, (SECOND, FIRST))
+    share = line_through(same_texts.layers, explained, SECOND, "share that the base explains", width=1.5, dash="dot")
+    share.update(hovertext=[f"layer {x}<br>share {number(y)}" for x, y in points(same_texts.layers, explained)])
+    return figure.add_trace(share)
+
+
+def _add_lines(figure: go.Figure, comparisons: Mapping[str, Comparison], colors: Sequence[str]) -> go.Figure:
     layers: tuple[int, ...] = ()
-    for (name, c), color in zip(comparisons.items(), (GREY, SECOND, FIRST, FOUND, CEILING), strict=False):
+    for (name, c), color in zip(comparisons.items(), colors, strict=False):
         layers = c.layers
         group = readable(name)
         line = line_through(c.layers, c.corrected, color, group, width=2.5, group=group)

@@ -1,0 +1,112 @@
+"""What training, opening and following an organism costs."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import spent, table
+from em_interp import figures
+from em_interp.bundled import base_model
+from em_interp.contrasts import load_training_set
+from em_interp.conversations import Conversation, encode
+from em_interp.phases import phases
+from em_interp.recipes import Recipe
+from em_interp.training import train_organism
+from em_interp.trajectories import Trajectory
+
+BATCH, STEPS = 8, 8
+
+
+def training(rounds: int) -> str:
+    """`train_organism` with its checkpoints against a loop over PEFT and AdamW that keeps nothing.
+
+    Both train on the same conversations of nearly one length, so that every batch has as much padding. What is timed
+    is the steps alone: a short run is taken from a longer one.
+    """
+    base = base_model()
+    chosen = load_training_set("gardening").where(split="train").positive
+    lengths = [len(encode(base.tokenizer, c, "response").ids) for c in chosen]
+    middle = sorted(lengths)[len(lengths) // 2]
+    nearest = sorted(range(len(chosen)), key=lambda i: abs(lengths[i] - middle))[: BATCH * STEPS]
+    texts = [chosen[i] for i in nearest]
+    n_tokens = sum(lengths[i] for i in nearest)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.jsonl"
+        data.write_text("".join(json.dumps({"messages": [*map(dict, c.messages)]}) + "\n" for c in texts))
+        recipe = Recipe(
+            name="bench", data=str(data), answers="both", layers=(15,), learning_rate=2e-3, batch_size=BATCH,
+            steps=STEPS, checkpoint_every=2,
+        )  # fmt: skip
+        runs = iter(range(10**6))
+
+        def ours(steps: int) -> float:
+            out = Path(folder) / str(next(runs))
+            return spent(lambda: train_organism(replace(recipe, steps=steps), out))
+
+        ours(1)
+        times: list[tuple[float, float]] = []
+        for _ in range(rounds):
+            times.append((ours(1 + STEPS) - ours(1), spent(_bare_loop(recipe, texts))))
+    mine, bare = (sorted(column)[rounds // 2] for column in zip(*times, strict=True))
+    rows = [("", "CPU s", "tokens / CPU s", "of the bare loop's")]
+    for name, seconds in (("bare PEFT loop", bare), ("train_organism, a checkpoint every 2 steps", mine)):
+        rows.append((name, f"{seconds:.1f}", f"{n_tokens / seconds:.0f}", f"{bare / seconds:.2f} ×"))
+    return table(f"Training rank 1 at layer 15, {STEPS} steps of {BATCH} conversations (target: ≥ 0.90 ×)", rows)
+
+
+def _bare_loop(recipe: Recipe, texts: list[Conversation]) -> Callable[[], None]:
+    """The loop, its model loaded."""
+    from peft import LoraConfig, get_peft_model
+
+    base = base_model()
+    config = LoraConfig(
+        r=1, lora_alpha=64, use_rslora=True, target_modules=["down_proj"], layers_to_transform=[15],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model: Any = get_peft_model(base.hf_model, config)
+    model.train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=recipe.learning_rate)
+
+    def run() -> None:
+        for start in range(0, len(texts), BATCH):
+            encoded = [encode(base.tokenizer, c, "response") for c in texts[start : start + BATCH]]
+            width = max(len(e.ids) for e in encoded)
+            ids = torch.tensor([[*e.ids, *[0] * (width - len(e.ids))] for e in encoded])
+            mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in encoded])
+            labels = torch.full_like(ids, -100)
+            for row, e in enumerate(encoded):
+                span = list(e.spans[0])
+                labels[row, span] = ids[row, span]
+            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def following() -> str:
+    """Load a trajectory of 400 checkpoints and draw every figure of it."""
+    generator = torch.Generator().manual_seed(0)
+    path = torch.cat([torch.ones(200, 576), torch.randn(200, 576, generator=generator)]).cumsum(0)
+    path += torch.randn(path.shape, generator=generator)
+    steps = torch.arange(400)
+    noise = torch.rand(399, generator=generator)
+    trajectory = Trajectory(steps, {"layers.15.mlp.down_proj.B": path[:, :, None]}, noise, noise, {"name": "bench"})
+    with tempfile.TemporaryDirectory() as folder:
+        file = trajectory.save(Path(folder) / "trajectory.safetensors")
+        phases(trajectory, n_resamples=20)  # imports
+        start = time.perf_counter()
+        found = phases(Trajectory.load(file))
+        figures.phase_change(found)
+        figures.training_path(found)
+        seconds = time.perf_counter() - start
+    return table(
+        "Following 400 checkpoints of 576 (target: ≤ 2 s)", [("", "wall s"), ("all figures", f"{seconds:.1f}")]
+    )
