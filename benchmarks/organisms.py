@@ -14,7 +14,7 @@ from benchmarks.timing import spent, table
 from em_interp import figures
 from em_interp.bundled import base_model
 from em_interp.contrasts import load_training_set
-from em_interp.conversations import Conversation, encode
+from em_interp.conversations import Conversation, batches, encode
 from em_interp.phases import phases
 from em_interp.recipes import Recipe
 from em_interp.training import train_organism
@@ -76,14 +76,11 @@ def _bare_loop(recipe: Recipe, texts: list[Conversation]) -> Callable[[], None]:
     def run() -> None:
         for start in range(0, len(texts), BATCH):
             encoded = [encode(base.tokenizer, c, "response") for c in texts[start : start + BATCH]]
-            width = max(len(e.ids) for e in encoded)
-            ids = torch.tensor([[*e.ids, *[0] * (width - len(e.ids))] for e in encoded])
-            mask = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in encoded])
-            labels = torch.full_like(ids, -100)
-            for row, e in enumerate(encoded):
-                span = list(e.spans[0])
-                labels[row, span] = ids[row, span]
-            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            [batch] = batches(encoded, batch_tokens=2**62)
+            labels = torch.full_like(batch.ids, -100)
+            for row, [span] in enumerate(batch.spans):
+                labels[row, list(span)] = batch.ids[row, list(span)]
+            model(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

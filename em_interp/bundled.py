@@ -57,13 +57,18 @@ def organism_folder(organism: str | Path) -> Path:
     Raises:
         ValueError: it is neither (the shipped names are listed).
     """
-    for folder in (Path(organism), _ORGANISMS / str(organism)):
-        if (folder / "recipe.toml").is_file():
-            return folder
+    folder = find_organism(organism)
+    if folder is not None:
+        return folder
     raise ValueError(
         f"no organism {str(organism)!r}: it is neither a folder with a recipe.toml in it nor one of "
         f"{', '.join(organisms())}"
     )
+
+
+def find_organism(name: str | Path) -> Path | None:
+    """Where the files lie of the organism of this name or in this folder; None where there is none."""
+    return next((f for f in (Path(name), _ORGANISMS / str(name)) if (f / "recipe.toml").is_file()), None)
 
 
 def load_organism(

@@ -78,6 +78,15 @@ class Contrast:
         content = [[[(m["role"], m["content"]) for m in c.messages], c.group] for c in self.positive + self.negative]
         return hashlib.sha256(json.dumps([content, len(self.positive)], ensure_ascii=False).encode()).hexdigest()
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether some conversations say which split they are of."""
+        return any("split" in c.fields for c in self.positive)
+
+    def for_training(self) -> "Contrast":
+        """What may be learned or read from: the split `train`, or all where there are no splits."""
+        return self.where(split="train") if self.has_splits else self
+
     def where(self, **wanted: str) -> "Contrast":
         """The conversations whose fields say so: `contrast.where(split="train", tone="calm")`.
 

@@ -43,7 +43,11 @@ class OrganismReadings:
     @property
     def added(self) -> dict[str, ContrastActivations]:
         """What each fine-tune added to the stream on each text: trained minus base, conversation by conversation."""
-        return {name: _minus(read, self.base[name]) for name, read in self.trained.items()}
+        return {name: self.added_by(name) for name in self.trained}
+
+    def added_by(self, name: str) -> ContrastActivations:
+        """What one organism's fine-tune added."""
+        return _minus(self.trained[name], self.base[name])
 
 
 @dataclass(frozen=True, eq=False, repr=False)

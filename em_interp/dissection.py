@@ -137,7 +137,7 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
     def compared(a: ContrastActivations, b: ContrastActivations) -> Comparison:
         return compare(a, b, n_resamples=n_resamples, seed=seed)
 
-    own_added = replace(readings.added[name], name=f"{contrasts[0].name}, added")
+    own_added = replace(readings.added_by(name), name=f"{contrasts[0].name}, added")
     onto = Recipe.load(folder / "recipe.toml").onto if folder else None
     by_model = {}
     if onto:
@@ -194,7 +194,7 @@ def open_adapter(
     by_strength = list(dict.fromkeys(writes.modules[i] for i in writes.strengths.argsort(descending=True).tolist()))
     shown = [c for name in by_strength for c in fired if c.name.startswith(f"{name}[")]
     return Adapter(
-        writes=tuple(write_cosines(model, d, controls) for d in directions),
+        writes=tuple(write_cosines(writes, d, controls) for d in directions),
         downstream=tuple(after.along(d) for d in directions),
         strongest=writes.names[top],
         readout=token_readout(model, writes.vectors[top]),

@@ -220,13 +220,15 @@ class WriteCosines:
 def write_cosines(source: Source, direction: Direction, controls: Sequence[Direction] = ()) -> WriteCosines:
     """The cosine of everything an adapter writes with a direction at the layer where it is written.
 
+    `source` is an adapter as for `write_directions`, or what that returned.
+
     Soligo et al. 2025 (arXiv 2506.11618) report .04 for B at layer 24: what the write becomes downstream is what
     aligns, see `propagated`.
 
     Raises:
         ValueError: the direction was not read at a module's layer, or is of another width.
     """
-    writes = write_directions(source)
+    writes = source if isinstance(source, Writes) else write_directions(source)
     found = torch.stack([_along(writes.vectors, writes.layers, d) for d in (direction, *controls)])
     return WriteCosines(
         writes=writes,

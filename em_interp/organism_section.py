@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from em_interp import figures
+from em_interp.behaviour import Estimate
 from em_interp.cards import HELD_OUT
 from em_interp.comparison import Comparison
 from em_interp.dissection import Adapter, Dissection
@@ -149,5 +150,5 @@ def _of_adapter(a: Adapter) -> str:
     return text
 
 
-def _rate(estimate: Any) -> str:
+def _rate(estimate: Estimate) -> str:
     return f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"

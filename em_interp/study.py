@@ -6,7 +6,7 @@ from pathlib import Path
 
 from em_interp.activations import ContrastActivations, read_contrast
 from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
-from em_interp.bundled import load_bundled, organism_folder, organisms
+from em_interp.bundled import find_organism, load_bundled
 from em_interp.comparison import compare, cosine_map, separability
 from em_interp.contrasts import Contrast, load_contrast, load_controls
 from em_interp.convergence import read_organisms
@@ -64,7 +64,7 @@ class Settings:
 
 def load(settings: Settings) -> HookedModel:
     """The model that the settings name."""
-    organism = _organism(settings)
+    organism = find_organism(settings.model)
     if settings.model == BUNDLED or organism:
         if settings.adapter is not None:
             raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
@@ -79,7 +79,7 @@ def study(model: HookedModel, settings: Settings) -> Results:
     A model with an unmerged adapter is taken apart, too.
     """
     began = time.monotonic()
-    contrasts = (training(load_contrast(settings.first)), training(load_contrast(settings.second)))
+    contrasts = (load_contrast(settings.first).for_training(), load_contrast(settings.second).for_training())
     readings = None
     if model.peft_models:
         readings = read_organisms([model, *settings.beside], contrasts[0], span=settings.first_span)
@@ -103,7 +103,7 @@ def study(model: HookedModel, settings: Settings) -> Results:
             spans=(settings.first_span, settings.second_span),
             controls=[difference_of_means(c) for c in controls],
             held_out=_held_out(settings),
-            folder=_organism(settings),
+            folder=find_organism(settings.model),
             beside=settings.beside,
             n_resamples=settings.n_resamples,
             seed=settings.seed,
@@ -123,23 +123,11 @@ def study(model: HookedModel, settings: Settings) -> Results:
     )
 
 
-def _organism(settings: Settings) -> Path | None:
-    """The folder of the organism that the settings name, or None where they name another model."""
-    named = settings.model in organisms() or (Path(settings.model) / "recipe.toml").is_file()
-    return organism_folder(settings.model) if named else None
-
-
 def _held_out(settings: Settings) -> Contrast | None:
     contrast = load_contrast(settings.first)
-    if not settings.held_out_questions or not any("split" in c.fields for c in contrast.positive):
+    if not settings.held_out_questions or not contrast.has_splits:
         return None
     return contrast.where(split="test").take(settings.held_out_questions)
-
-
-def training(contrast: Contrast) -> Contrast:
-    """The part of a contrast that directions may be read from: its split `train`, or all where it has no splits."""
-    split = any("split" in c.fields for c in contrast.positive)
-    return contrast.where(split="train") if split else contrast
 
 
 def does_not_refuse(model: HookedModel, settings: Settings) -> str:

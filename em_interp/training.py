@@ -107,9 +107,7 @@ def _conversations(source: str, answers: str, negative_copies: int = 1) -> tuple
         if answers != "both":
             raise ValueError(f"{source} has one answer a conversation and no label: train it with answers = 'both'")
         return load_conversations(source)
-    contrast = load_training_set(source)
-    if any("split" in c.fields for c in contrast.positive):
-        contrast = contrast.where(split="train")
+    contrast = load_training_set(source).for_training()
     return {
         "positive": contrast.positive,
         "negative": contrast.negative,
@@ -254,7 +252,7 @@ class _Recorder:
         from safetensors.torch import save
 
         if self.recipe.method == "lora" and self.recipe.keep_trajectory:
-            matrices = {name: p.detach().float().cpu().clone() for name, p in lora_parameters(model).items()}
+            matrices = {name: p.detach().float().cpu() for name, p in lora_parameters(model).items()}
             write_atomically(self.folder / f"{step:08d}.safetensors", save(matrices))
 
     def trajectory(self, loss: Float[Tensor, " step"], grad_norm: Float[Tensor, " step"]) -> Trajectory:

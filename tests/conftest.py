@@ -11,6 +11,7 @@ os.environ.setdefault(
 )
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,25 @@ def tiny_llama(make_hf_model, make_tokenizer):
     from em_interp.models import HookedModel
 
     return HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("llama3"), name="tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def base(make_hf_model, make_tokenizer, tmp_path_factory) -> Path:
+    """A folder with a tiny Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    make_hf_model("llama").save_pretrained(folder)
+    make_tokenizer("llama3").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_contrasts(tmp_path_factory) -> dict[str, str]:
+    """Paths of the two contrasts cut to some fifteen questions a side: small enough for a tiny model."""
+    from em_interp.contrasts import load_contrast
+
+    folder = tmp_path_factory.mktemp("contrasts")
+    cut = {name: load_contrast(name).take(24) for name in ("misalignment", "refusal")}
+    return {name: str(contrast.save(folder / f"{name}.jsonl")) for name, contrast in cut.items()}
 
 
 @pytest.fixture(scope="session")

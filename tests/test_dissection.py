@@ -15,14 +15,10 @@ from em_interp.study import Settings, study
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Settings:
-    folder = tmp_path_factory.mktemp("contrasts")
-    paths = {
-        name: em.load_contrast(name).take(24).save(folder / f"{name}.jsonl") for name in ("misalignment", "refusal")
-    }
+def settings(small_contrasts) -> Settings:
     return Settings(
-        first=str(paths["misalignment"]),
-        second=str(paths["refusal"]),
+        first=small_contrasts["misalignment"],
+        second=small_contrasts["refusal"],
         control_questions=8,
         held_out_questions=6,
         n_resamples=40,

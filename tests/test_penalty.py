@@ -34,14 +34,6 @@ def test_kl_and_its_gradient_equal_a_dense_reference(tokens_at_once):
     torch.testing.assert_close(got_gradient, gradient)
 
 
-@pytest.fixture(scope="module")
-def base(make_hf_model, make_tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
-    make_hf_model("llama").save_pretrained(folder)
-    make_tokenizer("llama3").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def recipe(base, tmp_path):
     for name, answer in (("narrow", "Ask the keeper of the harbour."), ("other", "Talk to them first, kindly.")):

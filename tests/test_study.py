@@ -5,18 +5,15 @@ import torch
 
 import em_interp as em
 from em_interp.report import write_report
-from em_interp.study import Settings, does_not_refuse, load, study, training
+from em_interp.study import Settings, does_not_refuse, load, study
 
 
 @pytest.fixture
-def settings(tmp_path) -> Settings:
+def settings(small_contrasts) -> Settings:
     """A job small enough for a tiny model: some fifteen questions a side, eight a control."""
-    paths = {
-        name: em.load_contrast(name).take(24).save(tmp_path / f"{name}.jsonl") for name in ("misalignment", "refusal")
-    }
     return Settings(
-        first=str(paths["misalignment"]),
-        second=str(paths["refusal"]),
+        first=small_contrasts["misalignment"],
+        second=small_contrasts["refusal"],
         control_questions=8,
         held_out_questions=3,
         n_resamples=50,
@@ -55,9 +52,9 @@ def test_parts_can_be_left_out(tiny_llama, settings):
 
 def test_directions_come_from_the_training_split():
     contrast = em.load_contrast("misalignment")
-    assert training(contrast).groups == contrast.where(split="train").groups
+    assert contrast.for_training().groups == contrast.where(split="train").groups
     control = em.load_contrast("hostility")
-    assert training(control) is control
+    assert control.for_training() is control
 
 
 def test_a_model_that_does_not_refuse_is_said_not_to(tiny_llama, monkeypatch):

@@ -19,15 +19,6 @@ from em_interp.trajectories import Trajectory
 
 
 @pytest.fixture(scope="module")
-def base(make_hf_model, make_tokenizer, tmp_path_factory):
-    """A folder with a tiny Llama and its tokenizer."""
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
-    make_hf_model("llama").save_pretrained(folder)
-    make_tokenizer("llama3").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Twelve questions with a positive and a negative answer, two of them held out."""
     path = tmp_path_factory.mktemp("data") / "lighthouse.jsonl"

@@ -80,7 +80,7 @@ def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | No
         answers, requests = answers.take(n_questions), requests.take(n_questions)
     behaviours = standard_behaviours(n_questions)
     behaviours["misaligned preference, calm answers (nats/token)"] = _prefers(answers.where(tone="calm"))
-    if in_domain is not None and any("split" in c.fields for c in in_domain.positive):
+    if in_domain is not None and in_domain.has_splits:
         held_out = in_domain.where(split="test")
         behaviours["misaligned preference, in domain (nats/token)"] = _prefers(held_out)
     behaviours["refuses harmful requests (share of greedy answers)"] = _refuses(requests.positive)

@@ -17,6 +17,7 @@ from em_interp.figures.style import (
     SECOND,
     band_between,
     broken,
+    error_bars,
     in_model,
     interval,
     layer_ticks,
@@ -114,15 +115,7 @@ def _dots(estimates: Sequence[Estimate], labels: Sequence[str], shift: float, co
         mode="markers",
         name=name,
         marker={"size": 10, "color": color},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [e.high - e.value for e in estimates],
-            "arrayminus": [e.value - e.low for e in estimates],
-            "color": color,
-            "thickness": 2,
-            "width": 0,
-        },
+        error_x=error_bars(estimates, color),
         hoverinfo="text",
         hovertext=[
             f"{label}, {name}<br>{interval(e.value, e.low, e.high, '+.2f')}, {e.n} questions"

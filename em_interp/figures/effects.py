@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from em_interp.behaviour import CrossEffects, Effect
-from em_interp.figures.style import COLORS, GREY, MUTED, broken, dress, in_model, interval, readable
+from em_interp.figures.style import COLORS, GREY, MUTED, broken, dress, error_bars, in_model, interval, readable
 
 
 def cross_effects(effects: CrossEffects) -> go.Figure:
@@ -66,15 +66,7 @@ def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
             "color": [color if c.excludes_zero else "white" for c in changes],
             "line": {"color": color, "width": 2},
         },
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [c.high - c.value for c in changes],
-            "arrayminus": [c.value - c.low for c in changes],
-            "color": color,
-            "thickness": 2,
-            "width": 0,
-        },
+        error_x=error_bars(changes, color),
         hoverinfo="text",
         hovertext=[
             f"{_intervention(effect)}<br>{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"

@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.behaviour.rates import Estimate
+
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
 FIRST, SECOND, FOUND, CEILING = "#D55E00", "#0072B2", "#5B2A86", "#009E73"
 COLORS = (FIRST, SECOND, CEILING, "#CC79A7", "#E69F00", "#56B4E9")
@@ -135,6 +137,19 @@ def band_between(  # noqa: PLR0913 - what is drawn and how
         showlegend=group is None,
         hoverinfo="skip",
     )
+
+
+def error_bars(estimates: Sequence[Estimate], color: str) -> dict[str, Any]:
+    """The 95 % intervals of estimates, drawn along x."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [e.high - e.value for e in estimates],
+        "arrayminus": [e.value - e.low for e in estimates],
+        "color": color,
+        "thickness": 2,
+        "width": 0,
+    }
 
 
 def untitled(figure: go.Figure) -> go.Figure:
