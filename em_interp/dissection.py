@@ -19,6 +19,7 @@ from em_interp.directions import Direction, difference_of_means
 from em_interp.firing import AdapterScalars, ClassScalars, ScalarProbe, adapter_scalars, class_scalars, probe_scalars
 from em_interp.lora import (
     Downstream,
+    LoraModule,
     TokenReadout,
     WriteCosines,
     lora_modules,
@@ -173,20 +174,20 @@ def open_adapter(
     seed: int = 0,
 ) -> Adapter | None:
     """What an adapter writes, what becomes of it, what it promotes, and when it fires; None where it writes nothing."""
-    if held_out is None or not any(module.writes_to_stream for module in lora_modules(model)):
+    modules = {module.name: module for module in lora_modules(model)}
+    if held_out is None or not any(module.writes_to_stream for module in modules.values()):
         return None
-    writes = write_directions(model)
+    writes = write_directions(tuple(modules.values()))
     top = int(writes.strengths.argmax())
     answers: list[Conversation] = [*held_out.positive, *held_out.negative]
     scalars = adapter_scalars(model, answers, span="response")
-    size = float(scalars.values[scalars.in_span].std())
     with without_adapter(model):
         after = propagated(
             model,
-            writes.vectors[top] * writes.strengths[top],
+            writes.vectors[top],
             held_out.negative[:_PROPAGATED],
             layer_added=writes.layers[top],
-            coefficient=size,
+            coefficient=usual_size(modules[writes.modules[top]], writes.vectors[top], scalars),
         )
     after = replace(after, name=writes.names[top])
     labels = [True] * len(held_out.positive) + [False] * len(held_out.negative)
@@ -203,6 +204,12 @@ def open_adapter(
         probe=probe_scalars(scalars, labels, seed=seed) if len(set(scalars.groups)) >= _FOLDS else None,
         n_positive=len(held_out.positive),
     )
+
+
+def usual_size(module: LoraModule, unit: Float[Tensor, " d_model"], scalars: AdapterScalars) -> float:
+    """Standard deviation, over the span's tokens, of what a module writes along a unit vector."""
+    written = scalars.of(module.name)[scalars.in_span] @ (module.written.mT @ unit)
+    return float(written.std(correction=0))
 
 
 def _training(folder: Path, seed: int) -> Phases | None:

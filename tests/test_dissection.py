@@ -9,7 +9,7 @@ import torch
 import em_interp as em
 from em_interp import organism_section
 from em_interp.convergence import read_organisms
-from em_interp.dissection import Dissection, dissect, open_adapter
+from em_interp.dissection import Dissection, dissect, open_adapter, usual_size
 from em_interp.report import Results, as_json, write_report
 from em_interp.study import Settings, study
 
@@ -69,6 +69,22 @@ def test_the_adapter_is_opened(dissection):
     assert a.n_positive == len(a.scalars) // 2
     assert {c.name for c in a.classes} == {"layers.1.mlp.down_proj[0]", "layers.1.mlp.down_proj[1]"}
     assert a.probe is not None
+
+
+def test_the_usual_size_of_a_write_is_what_the_module_really_adds(organism, dissection):
+    """Against the module's own output, caught by a hook."""
+    a = dissection.adapter
+    assert a is not None
+    [module] = em.lora_modules(organism)
+    unit = a.writes[0].writes.vectors[0]
+    lora = organism.peft_models[-1].get_submodule("base_model.model.model.layers.1.mlp.down_proj")
+    added = []
+    hook = lora.lora_B["default"].register_forward_hook(lambda _, __, output: added.append(output[0] @ unit))
+    texts = [*em.load_contrast("misalignment").where(split="test").take(2).positive]
+    scalars = em.adapter_scalars(organism, texts, batch_tokens=1)  # one conversation a batch, the longest first
+    hook.remove()
+    wanted = (torch.cat(added) * module.scale).std(correction=0).item()
+    assert usual_size(module, unit, scalars) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_an_adapter_that_writes_nothing_to_the_stream_is_left_closed(make_hf_model, make_tokenizer, results):
