@@ -1,5 +1,7 @@
 """What an adapter changed, measured; its checkpoints put on and taken off; organisms compared with each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.organisms import adapter_at, effect_by_step, organism_behaviours, organism_effects
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.contrasts import Contrast, load_training_set
-from em_interp.convergence import convergence, read_organisms, transfer
+from em_interp.convergence import convergence, explained_by, read_organisms, transfer
 from em_interp.conversations import Conversation
 from em_interp.models import attached
 from em_interp.trajectories import Trajectory
@@ -203,6 +205,25 @@ class TestConvergence:
         hooks = em.project_out(direction, em.every_layer(models[1]))
         change = em.preference(models[1], contrast, hooks).margins - em.preference(models[1], contrast).margins
         assert by_hand.change.value == pytest.approx(change.mean().item(), abs=1e-6)
+
+    def test_each_organism_stands_beside_its_own_base(self, models, make_organism, contrast):
+        other = replace(make_organism(3, "elsewhere"), name="another-base")
+        embeddings = other.peft_models[-1].get_input_embeddings().weight
+        embeddings.data = 2 * embeddings.data
+        found = read_organisms([models[0], models[2], other], contrast).base
+        assert found["one"] is found["other"]  # one base, read once
+        with em.without_adapter(other):
+            by_hand = em.read_contrast(other, contrast)
+        assert torch.equal(found["elsewhere"].positive.values, by_hand.positive.values)
+        assert not torch.allclose(found["elsewhere"].positive.values, found["one"].positive.values, atol=1e-3)
+
+    def test_what_the_base_explains_is_a_share_of_the_squared_length(self, readings):
+        base = em.difference_of_means(readings.base["one"])
+        across = torch.nn.functional.normalize(base.vectors.roll(1, dims=-1), dim=-1)
+        along = torch.nn.functional.normalize(base.vectors, dim=-1)
+        across -= (across * along).sum(-1, keepdim=True) * along
+        mixed = 3 * along + 4 * torch.nn.functional.normalize(across, dim=-1)
+        torch.testing.assert_close(explained_by(replace(base, vectors=mixed), base), torch.full((3,), 9 / 25))
 
     def test_bases_and_twins_are_refused(self, tiny_llama, models, contrast):
         with pytest.raises(ValueError, match="has no adapter, and convergence is of organisms"):

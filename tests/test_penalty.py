@@ -70,6 +70,24 @@ def test_a_large_weight_keeps_the_organism_like_its_base_elsewhere(recipe, tmp_p
     assert runs[30.0].loss[-1] > runs[0.0].loss[-1]
 
 
+def test_with_accumulation_it_counts_once_an_optimizer_step(recipe, tmp_path):
+    """Four conversations twice are the same step as eight at once, the penalty on the same four both times."""
+    from safetensors.torch import load_file
+
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(other.read_text().splitlines(keepends=True)[:4]))
+    weights = []
+    for batch_size, accumulate in ((8, 1), (4, 2)):
+        again = replace(
+            recipe, batch_size=batch_size, accumulate=accumulate, steps=3, checkpoint_every=3, kl_weight=3.0
+        )
+        organism = train_organism(again, tmp_path / f"accumulate-{accumulate}")
+        weights.append(load_file(organism.folder / "adapter_model.safetensors"))
+    assert len(weights[0]) == 2
+    for name, at_once in weights[0].items():
+        torch.testing.assert_close(weights[1][name], at_once, atol=1e-5, rtol=1e-4)
+
+
 def test_without_weight_there_is_no_penalty(recipe, base):
     _, _, hf_model, tokenizer = base_model(str(base))
     assert KLPenalty.of(replace(recipe, kl_weight=0.0), hf_model, tokenizer, []) is None

@@ -109,13 +109,15 @@ def test_training_lowers_the_loss_and_writes_an_organism(recipe, tmp_path):
     assert trajectory.recipe["seed"] == 3
 
 
-def test_an_organism_loads_and_its_base_is_inside(recipe, tmp_path, conversations):
+def test_an_organism_loads_and_its_base_is_inside(recipe, tmp_path, conversations, monkeypatch):
     train_organism(recipe, tmp_path / "tiny")
     model = load_organism(tmp_path / "tiny")
     assert "tiny-llama+tiny#" in model.identity
     trained = em.residual_stream(model, conversations).values
     with em.without_adapter(model):
         base = em.residual_stream(model, conversations).values
+    monkeypatch.chdir(tmp_path)
+    assert load_organism("tiny").identity == model.identity  # a folder by its relative path, too
     bare = em.residual_stream(em.load_model(recipe.base), conversations).values
     assert torch.equal(base, bare)
     assert not torch.allclose(trained, bare, atol=1e-3)
@@ -170,6 +172,21 @@ def test_a_checkpoint_cut_off_half_way_is_passed_over_and_said(recipe, tmp_path,
     with pytest.warns(UserWarning, match="checkpoint-4 was cut off half-way: training goes on from the checkpoint bef"):
         again = train_organism(recipe, tmp_path / "broken")
     assert same(whole.folder, again.folder)
+
+
+def test_halves_take_half_the_room_and_are_what_is_loaded(recipe, tmp_path, conversations):
+    from safetensors.torch import load_file
+
+    whole = train_organism(recipe, tmp_path / "whole")
+    halves = train_organism(replace(recipe, saved_as="float16"), tmp_path / "halves")
+    exact, rounded = (load_file(o.folder / "adapter_model.safetensors") for o in (whole, halves))
+    assert exact.keys() == rounded.keys()
+    for name, tensor in rounded.items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, exact[name].half())
+    values = em.residual_stream(load_organism(halves.folder), conversations).values
+    close = em.residual_stream(load_organism(whole.folder), conversations).values
+    torch.testing.assert_close(values, close, atol=1e-2, rtol=1e-2)
 
 
 def test_another_recipe_does_not_overwrite_an_organism(recipe, tmp_path):
