@@ -150,7 +150,8 @@ def main() -> None:
         for table_of in (reading, generation):
             print(table_of(model, rounds), flush=True)
         print(thin(rounds), comparing(), memory(), sep="\n", flush=True)
-        print(organisms.training(rounds), organisms.following(), sep="\n", flush=True)
+        print(organisms.training(rounds), flush=True)
+        print(organisms.following(), flush=True)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,11 @@ def following() -> str:
     path = torch.cat([torch.ones(200, 576), torch.randn(200, 576, generator=generator)]).cumsum(0)
     path += torch.randn(path.shape, generator=generator)
     steps = torch.arange(400)
-    noise = torch.rand(399, generator=generator)
-    trajectory = Trajectory(steps, {"layers.15.mlp.down_proj.B": path[:, :, None]}, noise, noise, {"name": "bench"})
+    loss, grad_norm = (torch.rand(399, generator=generator) for _ in range(2))
+    trajectory = Trajectory(steps, {"layers.15.mlp.down_proj.B": path[:, :, None]}, loss, grad_norm, {"name": "bench"})
     with tempfile.TemporaryDirectory() as folder:
         file = trajectory.save(Path(folder) / "trajectory.safetensors")
-        phases(trajectory, n_resamples=20)  # imports
+        phases(trajectory, n_resamples=40)  # imports
         start = time.perf_counter()
         found = phases(Trajectory.load(file))
         figures.phase_change(found)
