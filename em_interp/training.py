@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +193,7 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
     work: Path,
     penalty: KLPenalty | None,
 ) -> Any:
-    """TRL's trainer, with the labels made here and the penalty added to its loss."""
+    """TRL's trainer, with labels and loss made here."""
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
@@ -201,11 +201,10 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if penalty is None or not (self.accelerator.sync_gradients and penalty.is_on(self.state.global_step)):
-                return found
-            added = penalty(model, self.state.global_step)  # once an optimizer step, with its last batch
-            return (found[0] + added, found[1]) if return_outputs else found + added
+            loss = answer_loss(model, inputs, num_items_in_batch)
+            if penalty is not None and self.accelerator.sync_gradients and penalty.is_on(self.state.global_step):
+                loss = loss + penalty(model, self.state.global_step)  # once an optimizer step, with its last batch
+            return loss
 
     on_gpu = next(model.parameters()).device.type == "cuda"
     with without_deprecations():
@@ -234,10 +233,28 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
+    config._n_gpu = min(config.n_gpu, 1)  # several would each take a batch, and make another organism of the recipe
     data = Dataset.from_list(examples)
     trainer = Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)  # the bar shows the loss
     return trainer
+
+
+def answer_loss(model: Any, inputs: Mapping[str, Tensor], n_labels: Tensor | int | None = None) -> Float[Tensor, ""]:
+    """Cross entropy of the labelled tokens, in nats: its sum over `n_labels`, by default over those of this batch.
+
+    Logits exist at the columns of the batch that hold a label in some row, and nowhere else: the head is a fifth of a
+    small model, and most of a conversation is its prompt.
+    """
+    labels = inputs["labels"][:, 1:]  # each is predicted one place to its left
+    columns = (labels != _IGNORED).any(0).nonzero()[:, 0]
+    out = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=columns, use_cache=False
+    )
+    labels = labels[:, columns]
+    found = labels != _IGNORED
+    total = nn.functional.cross_entropy(out.logits[found].float(), labels[found], reduction="sum")
+    return total / (found.sum() if n_labels is None else n_labels)
 
 
 class _Recorder:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import FAMILIES
 
 import em_interp as em
 from em_interp import training
@@ -64,6 +65,36 @@ def test_the_trainer_sees_these_labels_and_no_others(recipe, base):
     said = {tokenizer.decode(row[row != -100]) for batch in batches for row in batch["labels"]}
     assert said == {c.messages[-1]["content"].strip() + "<|im_end|>" for c in conversations}
     assert all(((b["labels"] == -100) | (b["labels"] == b["input_ids"])).all() for b in batches)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_and_its_gradient_are_those_of_the_model_itself(make_hf_model, family):
+    """Of three conversations of different lengths, whose labels begin at different places; one row has none at all."""
+    model = make_hf_model(family).eval()  # no dropout
+    ids = torch.randint(5, 90, (4, 12), generator=torch.Generator().manual_seed(0))
+    mask, labels = torch.ones_like(ids), torch.full_like(ids, -100)
+    for row, (start, end) in enumerate([(4, 9), (6, 12), (5, 7), (0, 0)]):
+        labels[row, start:end] = ids[row, start:end]
+        mask[row, max(end, 3) :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    weight = model.get_input_embeddings().weight
+    wanted = model(**inputs).loss
+    [gradient] = torch.autograd.grad(wanted, weight)
+    loss = training.answer_loss(model, inputs)
+    [got] = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(got, gradient, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(training.answer_loss(model, inputs, 26), wanted / 2)  # of two batches with 13 each
+
+
+def test_logits_are_made_where_a_label_is(make_hf_model):
+    model, seen = make_hf_model("llama"), []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[:2]))
+    labels = torch.full((2, 10), -100)
+    labels[0, 6:8] = labels[1, 7:9] = 5
+    inputs = {"input_ids": torch.full((2, 10), 5), "attention_mask": torch.ones(2, 10).long(), "labels": labels}
+    training.answer_loss(model, inputs)
+    assert seen == [(2, 3)]
 
 
 def test_only_the_split_for_training_is_learned_from(recipe, data):
