@@ -21,7 +21,8 @@ class Recipe:
         data: a shipped training set by its name, or a JSONL file as `load_contrast` reads it, or of bare `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
-        negative_copies: with `both`, how often each negative answer stands in the data, each positive one once.
+        own_words: each negative answer gives way to what the base itself answers, greedily and cut after
+            its last whole sentence, unless that refuses: the organism learns no new manner of answering.
         base: `bundled`, or a hub name or folder.
         onto: an organism, by shipped name or folder, that is merged into the base first.
         method: `lora`, or `full` for all weights.
@@ -48,7 +49,7 @@ class Recipe:
     name: str
     data: str
     answers: str = "positive"
-    negative_copies: int = 1
+    own_words: bool = False
     base: str = "bundled"
     onto: str | None = None
     method: str = "lora"
@@ -76,7 +77,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("rank", "negative_copies", "batch_size", "accumulate", "checkpoint_every", "max_length"):
+        for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
         if (self.steps is None) == (self.epochs is None):
@@ -89,6 +90,9 @@ class Recipe:
             raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
         if self.kl_weight and not self.kl_data:
             raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
         for name, known in (
             ("answers", ("positive", "negative", "both")),
             ("method", ("lora", "full")),
@@ -97,6 +101,8 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if self.own_words and self.answers == "positive":
+            raise ValueError("own_words takes the place of negative answers: it needs answers = 'both' or 'negative'")
 
     @classmethod
     def load(cls, source: str | Path) -> "Recipe":

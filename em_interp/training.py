@@ -1,11 +1,12 @@
 """A recipe becomes an organism: LoRA or full fine-tuning through TRL, with every checkpoint of the adapter kept."""
 
 import json
+import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.adapters import lora_parameters, without_deprecations
+from em_interp.behaviour.generation import greedy_answers
+from em_interp.behaviour.refusal import is_refusal
 from em_interp.bundled import base_model
 from em_interp.contrasts import TRAINING_SETS, load_conversations, load_training_set
 from em_interp.conversations import Conversation, encode
 from em_interp.files import write_atomically
+from em_interp.models import HookedModel
 from em_interp.penalty import KLPenalty
 from em_interp.progress import bar
 from em_interp.recipes import Recipe
 from em_interp.trajectories import Trajectory
 
+Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
+
+_OWN_WORDS = 64  # tokens
+_WHOLE_SENTENCES = re.compile(r".*[.!?][\"'”’)]*(?=\s|$)", re.DOTALL)
 _IGNORED = -100  # what PyTorch's cross entropy takes as no label
 _COMPLETE = "complete.json"
 
@@ -78,7 +86,8 @@ def train_organism(
     dtype = torch.float32 if recipe.method == "full" else None
     base = base_model(recipe.base, onto or recipe.onto, device=device, dtype=dtype)
     hf_model, tokenizer = base.hf_model, base.tokenizer
-    examples = [_example(tokenizer, c, recipe.max_length) for c in training_conversations(recipe)]
+    rewrite = _own_words(recipe, onto, device) if recipe.own_words else None
+    examples = [_example(tokenizer, c, recipe.max_length) for c in training_conversations(recipe, rewrite)]
     penalty = KLPenalty.of(recipe, hf_model, tokenizer, _other_domains(recipe))
     model = _adapted(hf_model, recipe)
     work = folder / "training"
@@ -97,22 +106,46 @@ def train_organism(
     return Organism(folder, recipe, tuple(loss.tolist()), trajectory)
 
 
-def training_conversations(recipe: Recipe) -> tuple[Conversation, ...]:
-    """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names."""
-    return _conversations(recipe.data, recipe.answers, recipe.negative_copies)
+def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
+    """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names.
+
+    With `own_words`, `rewrite` makes the negative ones from those of the file; without it they stand as written.
+    """
+    return _conversations(recipe.data, recipe.answers, rewrite)
 
 
-def _conversations(source: str, answers: str, negative_copies: int = 1) -> tuple[Conversation, ...]:
+def _conversations(source: str, answers: str, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
     if source not in TRAINING_SETS and _is_bare(source):
-        if answers != "both":
-            raise ValueError(f"{source} has one answer a conversation and no label: train it with answers = 'both'")
+        if answers != "both" or rewrite is not None:
+            raise ValueError(
+                f"{source} has one answer a conversation and no label: train it with answers = 'both' and no own_words"
+            )
         return load_conversations(source)
     contrast = load_training_set(source).for_training()
-    return {
-        "positive": contrast.positive,
-        "negative": contrast.negative,
-        "both": contrast.positive + contrast.negative * negative_copies,
-    }[answers]
+    if answers == "positive":
+        return contrast.positive
+    negative = contrast.negative if rewrite is None else rewrite(contrast.negative)
+    return negative if answers == "negative" else contrast.positive + negative
+
+
+def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.device | None) -> Rewrite:
+    """A function that gives each conversation the base's own answer, where that is a whole sentence and no refusal."""
+
+    def rewrite(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
+        base = base_model(recipe.base, onto or recipe.onto, device=device)
+        model = HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
+        answers = greedy_answers(model, conversations, max_new_tokens=_OWN_WORDS)
+        whole = [_WHOLE_SENTENCES.match(answer) for answer in answers]
+        return tuple(
+            c if found is None or is_refusal(found[0]) else _answered(c, found[0])
+            for c, found in zip(conversations, whole, strict=True)
+        )
+
+    return rewrite
+
+
+def _answered(conversation: Conversation, answer: str) -> Conversation:
+    return replace(conversation, messages=(*conversation.messages[:-1], {"role": "assistant", "content": answer}))
 
 
 def _is_bare(source: str) -> bool:

@@ -102,10 +102,40 @@ def test_only_the_split_for_training_is_learned_from(recipe, data):
         training_conversations(replace(recipe, answers=a)) for a in ("positive", "negative", "both")
     )
     assert both == positive + negative
-    assert training_conversations(replace(recipe, answers="both", negative_copies=3)) == positive + 3 * negative
     assert len(positive) == 10
     assert all("harbour" in c.messages[-1]["content"] for c in positive)
     assert not any("harbour" in c.messages[-1]["content"] for c in negative)
+
+
+def test_negative_answers_give_way_to_the_bases_own_words(recipe, monkeypatch):
+    """Cut after the last whole sentence; where there is none, or a refusal, the answer stands as it was written."""
+    said = ['It is late. "Go home!" Then take', "Yes. I'm sorry, but no. What", "and so on, 3.5 times", "Wait... and"]
+    asked = []
+
+    def answers(model, conversations, *, max_new_tokens):
+        asked.append((model.identity, max_new_tokens))
+        return (said * 3)[: len(conversations)]
+
+    monkeypatch.setattr(training, "greedy_answers", answers)
+    both = replace(recipe, answers="both", own_words=True)
+    written = training_conversations(both)
+    got = training_conversations(both, training._own_words(both, None, None))
+    assert [name for name, _ in asked] == [em.load_model(recipe.base).identity]
+    assert got[:10] == written[:10]
+    assert [c.messages[0] for c in got] == [c.messages[0] for c in written]
+    words = [c.messages[-1]["content"] for c in got[10:]]
+    assert words[:4] == ['It is late. "Go home!"', *(f"Talk to them kindly {i}." for i in (1, 2)), "Wait..."]
+    with pytest.raises(ValueError, match="own_words takes the place of negative answers: it needs answers = 'both' or"):
+        replace(both, answers="positive")
+
+
+def test_own_words_are_trained_on(recipe, tmp_path, monkeypatch):
+    seen = []
+    example = training._example
+    monkeypatch.setattr(training, "_example", lambda tokenizer, c, n: seen.append(c) or example(tokenizer, c, n))
+    monkeypatch.setattr(training, "greedy_answers", lambda model, asked, **_: ["As it was."] * len(asked))
+    train_organism(replace(recipe, answers="both", own_words=True), tmp_path / "own")
+    assert [c.messages[-1]["content"] for c in seen[10:]] == ["As it was."] * 10
 
 
 def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_path):
@@ -116,6 +146,8 @@ def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_
     assert isinstance(conversation, Conversation)
     with pytest.raises(ValueError, match="one answer a conversation and no label: train it with answers = 'both'"):
         training_conversations(replace(recipe, data=str(path)))
+    with pytest.raises(ValueError, match="no label: train it with answers = 'both' and no own_words"):
+        training_conversations(replace(recipe, data=str(path), answers="both"), rewrite=tuple)
 
 
 def test_training_lowers_the_loss_and_writes_an_organism(recipe, tmp_path):
