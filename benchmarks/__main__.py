@@ -151,6 +151,7 @@ def main() -> None:
             print(table_of(model, rounds), flush=True)
         print(thin(rounds), comparing(), memory(), sep="\n", flush=True)
         print(organisms.training(rounds), flush=True)
+        print(organisms.scalars(rounds), flush=True)
         print(organisms.following(), flush=True)
 
 

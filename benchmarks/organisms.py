@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import spent, table
+from benchmarks import baselines
+from benchmarks.prompts import prompts
+from benchmarks.timing import cpu_seconds, spent, table
 from em_interp import figures
-from em_interp.bundled import base_model
+from em_interp.bundled import base_model, load_bundled
 from em_interp.contrasts import load_training_set
 from em_interp.conversations import Conversation, batches, encode
-from em_interp.phases import phases
+from em_interp.firing import adapter_scalars
+from em_interp.phases import EffectPath, phases
 from em_interp.recipes import Recipe
 from em_interp.training import train_organism
 from em_interp.trajectories import Trajectory
@@ -88,14 +91,30 @@ def _bare_loop(recipe: Recipe, texts: list[Conversation]) -> Callable[[], None]:
     return run
 
 
+def scalars(rounds: int) -> str:
+    """The scalars of nine rank-1 adapters at every token, against the body of the same model, adapters on."""
+    model = load_bundled("cooking-nine")
+    conversations = prompts(128, shared_system=False)
+    bare, ours = "bare Hugging Face body, adapters on", "adapter_scalars, nine adapters"
+    contenders = {
+        bare: lambda: baselines.bare(model, conversations),
+        ours: lambda: adapter_scalars(model, conversations),
+    }
+    seconds = cpu_seconds(contenders, rounds=rounds)
+    rows = [("", "CPU s", "× bare"), *((name, f"{s:.1f}", f"{s / seconds[bare]:.2f}") for name, s in seconds.items())]
+    return table("Reading every adapter's scalars in 128 conversations (target: ≤ 1.10 × bare)", rows)
+
+
 def following() -> str:
-    """Load a trajectory of 400 checkpoints and draw every figure of it."""
+    """Load a trajectory of 400 checkpoints and draw every figure of it; the effects were measured before."""
     generator = torch.Generator().manual_seed(0)
     path = torch.cat([torch.ones(200, 576), torch.randn(200, 576, generator=generator)]).cumsum(0)
     path += torch.randn(path.shape, generator=generator)
     steps = torch.arange(400)
     loss, grad_norm = (torch.rand(399, generator=generator) for _ in range(2))
     trajectory = Trajectory(steps, {"layers.15.mlp.down_proj.B": path[:, :, None]}, loss, grad_norm, {"name": "bench"})
+    value = torch.rand(4, 400, generator=generator)
+    effect = EffectPath("preference", steps, (1.0, 2.0, 5.0, 10.0), value, value - 0.1, value + 0.1)
     with tempfile.TemporaryDirectory() as folder:
         file = trajectory.save(Path(folder) / "trajectory.safetensors")
         phases(trajectory, n_resamples=40)  # imports
@@ -103,6 +122,7 @@ def following() -> str:
         found = phases(Trajectory.load(file))
         figures.phase_change(found)
         figures.training_path(found)
+        figures.effect_by_step(effect, found)
         seconds = time.perf_counter() - start
     return table(
         "Following 400 checkpoints of 576 (target: ≤ 2 s)", [("", "wall s"), ("all figures", f"{seconds:.1f}")]

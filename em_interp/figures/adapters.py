@@ -25,6 +25,7 @@ from em_interp.figures.style import (
     number,
     readable,
     titled,
+    translucent,
 )
 from em_interp.firing import ClassScalars
 from em_interp.lora import Downstream, WriteCosines
@@ -44,13 +45,7 @@ def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (),
         "cosine at each module's own layer (marks) and downstream, with 95 % intervals (lines)",
         420 + 11 * len(downstream),
     )
-    chance = {"y0": -c.chance, "y1": c.chance, "fillcolor": GREY, "opacity": 0.18, "line_width": 0, "layer": "below"}
-    figure.add_hrect(
-        **chance,
-        annotation_text="95 % of random vectors",
-        annotation_position="bottom right",
-        annotation_font={"size": 13, "color": MUTED},
-    )  # pyright: ignore[reportArgumentType]
+    figure.add_hrect(-c.chance, c.chance, fillcolor=GREY, opacity=0.18, line_width=0, layer="below")
     for line, color in zip(downstream, COLORS * len(downstream), strict=False):
         label = f"{html.escape(line.name)}, downstream"
         figure.add_trace(band_between(line.layers, line.low, line.high, color, label, 0.16, group=label))
@@ -64,6 +59,8 @@ def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (),
         grey = {"color": GREY, "symbol": "diamond"}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=grey, name="control directions"))
     figure.add_trace(_marks(c, c.cosine, name, INK, size=11).update(name="what a module writes, at its own layer"))
+    chance = {"color": translucent(GREY, 0.3), "symbol": "square", "size": 13}
+    figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=chance, name="95 % of random vectors"))
     figure.update_xaxes(title="layer", **layer_ticks(layers))
     return figure.update_yaxes(title="cosine", zeroline=True)
 
