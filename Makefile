@@ -7,10 +7,10 @@ PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 .PHONY: help install demo test check bench bench-peers assets clean
 
 help:
-	@echo "make demo         set up, then compare the two directions on the embedded model: report/report.html"
+	@echo "make demo         set up, then take a misaligned organism apart: report/report.html"
 	@echo "make test         set up, then run every test and notebook"
 	@echo "make check        format, lint, types, direction of imports"
-	@echo "make bench        what reading, comparing and generating cost, against bare Hugging Face"
+	@echo "make bench        what reading, generating and training cost, against bare Hugging Face"
 	@echo "make bench-peers  what reading costs in other libraries, each installed in .peers"
 	@echo "make assets       write again what the README shows"
 	@echo "make install      the virtual environment in .venv, versions pinned by constraints.txt"

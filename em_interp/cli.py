@@ -26,13 +26,16 @@ def main() -> None:
 
 @app.command()
 def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
-    """Compare the two directions of the embedded model and write a report; no network, no GPU, a few minutes.
+    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, a few minutes.
+
+    Its two directions beside those of its bases, its adapter opened, its training, and its relatives.
 
     Example:  em-interp demo --out report
     """
     from em_interp.study import Settings
 
-    _report(Settings(control_questions=24, held_out_questions=24), out, quiet)
+    relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
+    _report(Settings("cooking-rank1", beside=relatives, control_questions=24, held_out_questions=24), out, quiet)
 
 
 @app.command()
