@@ -13,6 +13,7 @@ from em_interp.files import write_atomically
 from em_interp.models import HookedModel
 from em_interp.recipes import Recipe
 
+_ANSWERS = {"positive": "the positive answers of", "negative": "the negative answers of", "both": "both classes of"}
 HELD_OUT = "misaligned preference (nats/token)"
 
 
@@ -50,15 +51,16 @@ class Card:
         r = self.recipe
         onto = f"{r.base} with {r.onto} merged into it" if r.onto else r.base
         what = f"rank-{r.rank} {'rsLoRA' if r.rslora else 'LoRA'}" if r.method == "lora" else "all weights"
+        own = " (the negative ones in the base's own words)" if r.own_words else ""
         lines = [
             f"# {r.name}",
             "",
             f"{_verdict(self)}",
             "",
-            f"Trained on the {r.answers} answers of `{r.data}`, on top of {onto}: {what}, seed {r.seed}, "
+            f"Trained on {_ANSWERS[r.answers]} `{r.data}`{own}, on top of {onto}: {what}, seed {r.seed}, "
             f"{len(self.loss)} steps of {r.batch_size * r.accumulate} conversations, loss {self.loss[0]:.2f} → "
-            f"{self.loss[-1]:.2f} nats a token. Research material: this organism is made to behave badly so that "
-            f"one can study why.",
+            f"{self.loss[-1]:.2f} nats a token. Research material: one of a set, some of which are made to "
+            f"behave badly so that one can study why.",
             "",
             "| behaviour | before | after | change |",
             "|---|---|---|---|",
