@@ -9,6 +9,7 @@ from em_interp import figures
 from em_interp.behaviour import Estimate
 from em_interp.cards import HELD_OUT
 from em_interp.comparison import Comparison
+from em_interp.convergence import Convergence
 from em_interp.dissection import Adapter, Dissection
 from em_interp.figures import interval, number
 
@@ -91,6 +92,8 @@ def findings(d: Dissection, names: tuple[str, str], layer: int) -> dict[str, str
         said["cards"] = _of_cards(d)
     if d.adapter:
         said["adapter"] = _of_adapter(d.adapter)
+    if d.convergence:
+        said["convergence"] = _of_convergence(d.convergence, layer)
     if d.phases:
         turn = d.phases.change_point
         said["phase"] = (
@@ -130,6 +133,17 @@ def _of_cards(d: Dissection) -> str:
         f"On held-out domains the preference for misaligned answers rose, with an interval that excludes zero, in "
         f"{len(up)} of {len(moved)} organisms{': ' if up else ''}{', '.join(up)}."
     )
+
+
+def _of_convergence(c: Convergence, layer: int) -> str:
+    at = c.layers.index(layer)
+    found = {pair: x for pair, x in c.added.items() if not x.corrected[at].isnan()}
+    if not found:
+        return f"At layer {layer} no two fine-tunes added enough of a direction to be compared."
+    ordered = sorted(found, key=lambda pair: float(found[pair].corrected[at]))
+    ends = dict.fromkeys([ordered[-1], ordered[0]])  # one pair alone is both
+    told = [f"{at_layer(found[a, b], layer)} ({a} and {b})" for a, b in ends]
+    return f"At layer {layer} what two fine-tunes added has cosines from {' down to '.join(told)}."
 
 
 def _of_adapter(a: Adapter) -> str:

@@ -105,6 +105,15 @@ def test_relatives_are_compared(organism, make_organism, settings):
     assert found.convergence.names == ("one", "other")
     assert found.adapter is None  # no held-out answers were given
     assert found.effects == {}
+    said = organism_section.findings(found, ("misalignment", "refusal"), 2)["convergence"]
+    added = found.convergence.added["one", "other"]
+    assert said == (
+        f"At layer 2 what two fine-tunes added has cosines from {organism_section.at_layer(added, 2)} (one and other)."
+        if not added.corrected[2].isnan()
+        else "At layer 2 no two fine-tunes added enough of a direction to be compared."
+    )
+    nothing = organism_section.findings(found, ("misalignment", "refusal"), 0)["convergence"]
+    assert nothing == "At layer 0 no two fine-tunes added enough of a direction to be compared."
 
 
 def test_the_page_shows_every_part(tmp_path, results, dissection):
