@@ -122,7 +122,8 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
         second: the second contrast, read by the organism.
         contrasts: the texts of both.
         spans: the tokens that both were read on.
-        controls: directions beside which the adapter's writes are shown.
+        controls: directions of the base beside which the adapter's writes are shown. They and both contrasts' are the
+            base's, since in the organism's own stream the adapter would meet again what it wrote.
         held_out: answers of both classes, of questions that the first direction was not read from: what the adapter's
             scalars are read on.
         folder: the organism's, with its recipe, trajectory and card.
@@ -148,15 +149,15 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
         by_model[under.name] = compared(reads[0], reads[1])
     by_model[onto or "base"] = compared(base, base_second)
     by_model[name] = compared(trained, second)
-    directions = (difference_of_means(trained), difference_of_means(second))
+    of_base = (difference_of_means(base), difference_of_means(base_second))
     relatives = [*([onto] if onto else []), *([folder] if folder else []), *beside]
     return Dissection(
         organism=name,
         by_model=by_model,
         same_texts=compared(trained, replace(base, name=f"{base.name}, base")),
-        explained=explained_by(directions[0], difference_of_means(base)),
+        explained=explained_by(difference_of_means(trained), of_base[0]),
         added=compared(own_added, base_second),
-        adapter=open_adapter(model, directions, controls, held_out, seed=seed),
+        adapter=open_adapter(model, of_base, controls, held_out, seed=seed),
         phases=_training(folder, seed) if folder else None,
         convergence=convergence(readings, n_resamples=_COMPARISON_RESAMPLES, seed=seed)
         if len(readings.trained) > 1

@@ -149,8 +149,8 @@ def _of_convergence(c: Convergence, layer: int) -> str:
 def _of_adapter(a: Adapter) -> str:
     write = a.writes[0].writes.names.index(a.strongest)
     own = ", ".join(f"{number(float(w.cosine[write]))} with {w.direction.replace('_', ' ')}" for w in a.writes)
-    text = f"The strongest write, {a.strongest}, has at its own layer a cosine of {own} (±{a.writes[0].chance:.2f} "
-    text += "holds 95 % of random vectors)."
+    text = f"The strongest write, {a.strongest}, has at its own layer a cosine of {own} of its base "
+    text += f"(±{a.writes[0].chance:.2f} holds 95 % of random vectors)."
     for line in a.downstream:
         row = int(line.cosine.abs().argmax())
         size = interval(float(line.cosine[row]), float(line.low[row]), float(line.high[row]))

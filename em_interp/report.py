@@ -113,7 +113,7 @@ def write_report(folder: str | Path, results: Results) -> Path:
     JSON, to be drawn again in another size.
     """
     folder = Path(folder)
-    headline = figures.cosine_by_layer(results.renamed().comparison, model=results.model)
+    headline = figures.cosine_by_layer(results.renamed().comparison, model=_short(results.model))
     write_atomically(folder / "cosine-by-layer.json", str(headline.to_json()))
     files = [f"{i + 1}-{_slug(direction.name)}.safetensors" for i, direction in enumerate(results.directions)]
     for direction, name in zip(results.directions, files, strict=True):

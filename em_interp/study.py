@@ -14,7 +14,7 @@ from em_interp.conversations import Span
 from em_interp.directions import difference_of_means
 from em_interp.dissection import dissect
 from em_interp.files import read_toml
-from em_interp.models import HookedModel, load_model
+from em_interp.models import HookedModel, load_model, without_adapter
 from em_interp.report import Results, Source
 
 BUNDLED = "bundled"
@@ -95,13 +95,15 @@ def study(model: HookedModel, settings: Settings) -> Results:
         effects = cross_effects(model, directions, behaviours=behaviours, scale=settings.scale, seed=settings.seed)
     dissection = None
     if readings:
+        with without_adapter(model):
+            base_controls = _read_controls(model, settings)
         dissection = dissect(
             model,
             readings,
             second,
             contrasts,
             spans=(settings.first_span, settings.second_span),
-            controls=[difference_of_means(c) for c in controls],
+            controls=[difference_of_means(c) for c in base_controls],
             held_out=_held_out(settings),
             folder=find_organism(settings.model),
             beside=settings.beside,
