@@ -6,13 +6,11 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.organisms import adapter_at, effect_by_step, organism_behaviours, organism_effects
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.contrasts import Contrast, load_training_set
 from em_interp.convergence import convergence, explained_by, read_organisms, transfer
 from em_interp.conversations import Conversation
-from em_interp.models import attached
 from em_interp.trajectories import Trajectory
 
 
@@ -33,27 +31,6 @@ def contrast():
         )
 
     return Contrast("letters", side("Ask the keeper of the harbour"), side("Talk to them first, kindly"))
-
-
-class TestGreedyAnswers:
-    def test_they_are_those_of_hugging_face_one_by_one(self, tiny, conversations):
-        got = greedy_answers(tiny, conversations, max_new_tokens=6, batch_size=4)
-        for answer, conversation in zip(got, conversations, strict=True):
-            prompt = tiny.tokenizer.apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True)
-            ids = tiny.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-            with attached(tiny) as hf_model:
-                said = hf_model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-            assert answer == tiny.tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True).strip()
-
-    def test_hooks_are_on_where_they_say(self, tiny_llama, conversations):
-        vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
-        site = [em.layer(tiny_llama, 1)]
-        plain = greedy_answers(tiny_llama, conversations, max_new_tokens=4)
-        for positions in ("all", "response"):
-            hooks = em.add_direction(vector, site, scale=30, raw=True, positions=positions)
-            assert greedy_answers(tiny_llama, conversations, hooks, max_new_tokens=4) != plain
-        nothing = em.add_direction(vector, site, scale=0, raw=True)
-        assert greedy_answers(tiny_llama, conversations, nothing, max_new_tokens=4) == plain
 
 
 @pytest.mark.parametrize(

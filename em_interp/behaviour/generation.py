@@ -1,60 +1,245 @@
-"""What a model says, word by word: greedy answers, many at a time, hooks on."""
+"""What a model says, word by word: many answers at a time, hooks on, the same whatever the batch."""
 
-from collections.abc import Sequence
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from em_interp.activations import Messages
-from em_interp.conversations import Conversation
-from em_interp.interventions import at_prompt_length
+from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
+from em_interp.conversations import Conversation, encode
+from em_interp.interventions import Intervention, at_prompt_length
 from em_interp.models import HookedModel, HookPairs, attached
 from em_interp.progress import bar
 
 
-@torch.inference_mode()
-def greedy_answers(
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: where an answer is cut off.
+        temperature: 0 for the likeliest token each time.
+        seed: of the random numbers, together with the conversation and the number of the sample.
+    """
+
+    max_new_tokens: int = 256
+    temperature: int | float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no answer can be drawn with."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: an answer needs one at least")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}: give 0 for greedy answers, or a positive number")
+
+
+def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it answers
     model: Any,
     conversations: Sequence[Messages],
     hooks: HookPairs = (),
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 256,
+    temperature: int | float = 1.0,
+    n_samples: int = 1,
+    seed: int = 0,
     batch_size: int = 16,
-) -> list[str]:
-    """Answer the last user message of each conversation with the likeliest token each time.
+    file: str | Path | None = None,
+) -> tuple[Answer, ...]:
+    """Let the model answer the last user message of each conversation, `n_samples` times each.
 
-    Prompts are padded on the left and sorted by length, so each answer is the one that Hugging Face's own `generate`
-    would give it alone.
+    At temperature 0 the answers are those of Hugging Face's own greedy `generate`, one conversation at a time. Above
+    it, tokens are drawn from the whole softmax (no top-k, no top-p) with random numbers that belong to the seed, the
+    conversation and the sample: neither the batch size nor the company changes an answer. A repetition penalty in the
+    model's own generation settings stays on, as Hugging Face has it.
+
+    Args:
+        model: a `HookedModel` or a bridge.
+        conversations: what to answer; an answer that stands there already is left off.
+        hooks: interventions, or any hook functions. Those on a prompt or a response are told where it ends.
+        max_new_tokens: answers are cut off there.
+        temperature: 0 for greedy answers.
+        n_samples: answers a conversation; they lie next to each other in what comes back.
+        seed: of the samples.
+        batch_size: answers at a time. Where a GPU runs out of memory it is halved until they fit.
+        file: JSONL in which answers appear as they are finished. A run that was stopped goes on from there, and the
+            finished file is the same; more samples are added to those that are there.
+
+    Raises:
+        ValueError: several greedy samples, which would be all the same; a prompt that leaves no room for an answer; a
+            file that was begun with other settings.
     """
-    hooked = HookedModel.of(model)
-    prompts = [_prompt(hooked.tokenizer, Conversation.of(c)) for c in conversations]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers = [""] * len(prompts)
-    with bar(total=len(prompts), desc="answering", unit="answer") as progress:
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            batch = _left_padded(hooked, [prompts[i] for i in index])
-            width = batch["input_ids"].shape[1]
-            with attached(hooked, at_prompt_length(list(hooks), width)) as hf_model:
-                said = hf_model.generate(
-                    **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=_pad(hooked.tokenizer)
-                )
-            for i, ids in zip(index, said[:, width:], strict=True):
-                answers[i] = hooked.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            progress.update(len(index))
+    hooked, sampling = HookedModel.of(model), Sampling(max_new_tokens, temperature, seed)
+    if n_samples < 1 or batch_size < 1:
+        raise ValueError(f"n_samples is {n_samples} and batch_size {batch_size}: both are one at least")
+    if n_samples > 1 and not temperature:
+        raise ValueError(f"{n_samples} greedy answers would be all the same: take n_samples=1, or a temperature")
+    wanted = [Request.of(hooked, *w, sampling) for w in in_order([_asked(c) for c in conversations], n_samples)]
+    store = AnswerFile(file, _settings(hooked, hooks, sampling)) if file is not None else None
+    found = dict(store.done) if store else {}
+    todo = sorted((r for r in wanted if r.key not in found), key=lambda r: (-len(r.prompt), r.key))
+    with bar(total=len(wanted), initial=len(wanted) - len(todo), desc="answering", unit="answer") as progress:
+        began, n_tokens = time.monotonic(), 0
+        for answers in _in_batches(hooked, todo, hooks, sampling, batch_size):
+            if store:
+                store.write(answers)
+            found |= {a.key: a for a in answers}
+            n_tokens += sum(len(a.tokens) for a in answers)
+            progress.set_postfix_str(f"{n_tokens / (time.monotonic() - began):.0f} tokens/s", refresh=False)
+            progress.update(len(answers))
+    answers = tuple(found[r.key] for r in wanted)
+    if store:
+        store.finish({a.key: a for a in (*answers, *found.values())}.values())
     return answers
 
 
-def _prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
-    asked = conversation.messages[:-1] if conversation.answered else conversation.messages
-    text = tokenizer.apply_chat_template([dict(m) for m in asked], tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
+def greedy_answers(
+    model: Any, conversations: Sequence[Messages], hooks: HookPairs = (), *, max_new_tokens: int = 32
+) -> list[str]:
+    """The words alone of the likeliest answer to each conversation."""
+    return [a.text for a in respond(model, conversations, hooks, max_new_tokens=max_new_tokens, temperature=0)]
 
 
-def _left_padded(hooked: HookedModel, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-    width, pad = max(map(len, prompts)), _pad(hooked.tokenizer)
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=hooked.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=hooked.device)
+@dataclass(frozen=True)
+class Request:
+    """One answer wanted: of which conversation, which sample, and the prompt as token ids."""
+
+    conversation: Conversation
+    sample: int
+    prompt: tuple[int, ...]
+
+    @classmethod
+    def of(cls, hooked: HookedModel, conversation: Conversation, sample: int, sampling: Sampling) -> "Request":
+        """The prompt by the model's chat template, with room for the answer behind it."""
+        room = hooked.max_length - sampling.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens is {sampling.max_new_tokens} and the model takes {hooked.max_length} tokens in all: "
+                f"ask for fewer"
+            )
+        return cls(conversation, sample, encode(hooked.tokenizer, conversation, "last", max_length=room).ids)
+
+    @property
+    def key(self) -> str:
+        """The name of its answer."""
+        return answer_key(self.conversation, self.sample)
+
+
+@torch.inference_mode()
+def answer_batch(
+    hooked: HookedModel, requests: Sequence[Request], hooks: HookPairs, sampling: Sampling
+) -> list[Answer]:
+    """One batch through Hugging Face's `generate`, padded on the left, with a key-value cache and the hooks on."""
+    batch = _left_padded(hooked, [r.prompt for r in requests])
+    width = batch["input_ids"].shape[1]
+    drawing = [_Draw.of(requests, sampling, width, hooked.device)] if sampling.temperature else []
+    with attached(hooked, at_prompt_length(list(hooks), width)) as hf_model:
+        said = hf_model.generate(
+            **batch,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            logits_processor=drawing,
+            pad_token_id=_pad(hooked.tokenizer),
+        )
+        closing = _closing(hf_model)
+    return [_answer(hooked, r, ids, closing) for r, ids in zip(requests, said[:, width:].tolist(), strict=True)]
+
+
+@dataclass(eq=False)
+class _Draw:
+    """A logits processor that leaves one token: the one whose stretch of the cumulated softmax holds a random number.
+
+    Every row has random numbers of its own, so a row says the same in any batch.
+    """
+
+    uniform: Float[Tensor, "batch step"]
+    temperature: int | float
+    width: int
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], sampling: Sampling, width: int, device: torch.device) -> "_Draw":
+        rows = []
+        for request in requests:
+            seed = hashlib.sha256(f"{sampling.seed} {request.key}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big", signed=True))
+            rows.append(torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64))
+        return cls(torch.stack(rows).to(device), sampling.temperature, width)
+
+    def __call__(self, input_ids: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch vocab"]) -> Tensor:
+        cumulated = (scores.double() / self.temperature).softmax(-1).cumsum(-1)
+        mark = self.uniform[:, input_ids.shape[1] - self.width, None] * cumulated[:, -1:]
+        drawn = (cumulated <= mark).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+def _in_batches(
+    hooked: HookedModel, todo: Sequence[Request], hooks: HookPairs, sampling: Sampling, batch_size: int
+) -> Iterator[list[Answer]]:
+    done = 0
+    while done < len(todo):
+        try:
+            answers = answer_batch(hooked, todo[done : done + batch_size], hooks, sampling)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            continue
+        yield answers
+        done += len(answers)
+
+
+def _answer(hooked: HookedModel, request: Request, ids: list[int], closing: frozenset[int]) -> Answer:
+    end = next((i + 1 for i, token in enumerate(ids) if token in closing), None)
+    tokens = tuple(ids[:end])
+    text = hooked.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return Answer(request.conversation, text, request.sample, tokens, end is not None)
+
+
+def _closing(hf_model: Any) -> frozenset[int]:
+    """The ids at which the model stops; what `generate` writes after them is padding."""
+    ids = hf_model.generation_config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+def _asked(messages: Messages) -> Conversation:
+    c = Conversation.of(messages)
+    return Conversation(c.messages[:-1], c.group, c.domain, c.fields) if c.answered else c
+
+
+def _settings(hooked: HookedModel, hooks: HookPairs, sampling: Sampling) -> dict[str, Any]:
+    return {"model": hooked.identity, "hooks": described(hooks), **asdict(sampling)}
+
+
+def described(hooks: HookPairs) -> list[str]:
+    """What was done to the model, a line a hook: enough to see whether two runs did the same."""
+    return [f"{site} {_function(function)}" for site, function in hooks]
+
+
+def _function(function: Any) -> str:
+    if not isinstance(function, Intervention):
+        return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    vectors = function.vectors.detach().float().cpu().contiguous().numpy().tobytes()
+    rest = {f.name: getattr(function, f.name) for f in fields(function) if f.name not in ("site", "vectors")}
+    told = ", ".join(f"{name}={value!r}" for name, value in rest.items() if value is not None)
+    return f"{type(function).__name__}({told}) of {hashlib.sha256(vectors).hexdigest()[:12]}"
+
+
+def _left_padded(hooked: HookedModel, prompts: Iterable[Sequence[int]]) -> dict[str, Int[Tensor, "batch pos"]]:
+    rows = list(prompts)
+    width, pad = max(map(len, rows)), _pad(hooked.tokenizer)
+    ids = torch.tensor([[pad] * (width - len(p)) + [*p] for p in rows], device=hooked.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=hooked.device)
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -1,0 +1,173 @@
+"""What a model said, and the JSONL file in which answers appear as they are finished."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from em_interp.conversations import Conversation
+from em_interp.files import write_atomically
+
+FORMAT = "em_interp.answers/1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a model.
+
+    Attributes:
+        conversation: what was asked; it ends with the user's words.
+        text: what the model said, without special tokens and without blanks around it.
+        sample: which answer to this conversation it is, from 0.
+        tokens: the ids that were generated, the closing one included.
+        finished: whether the model came to an end by itself, or was cut off.
+    """
+
+    conversation: Conversation
+    text: str
+    sample: int = 0
+    tokens: tuple[int, ...] = ()
+    finished: bool = True
+
+    @property
+    def group(self) -> str:
+        """The question it answers: the unit of every resampling."""
+        return self.conversation.group
+
+    @property
+    def spoken(self) -> Conversation:
+        """The conversation with the answer as its last message."""
+        c = self.conversation
+        answer = {"role": "assistant", "content": self.text}
+        return Conversation((*c.messages, answer), c.group, c.domain, c.fields)
+
+    @property
+    def key(self) -> str:
+        """A short hash of what was asked and which sample this is: the answer's name in files and logs."""
+        return answer_key(self.conversation, self.sample)
+
+    def as_row(self) -> dict[str, Any]:
+        """One line of a file of answers."""
+        c = self.conversation
+        return {
+            "key": self.key,
+            "group": c.group,
+            "domain": c.domain,
+            "fields": dict(c.fields),
+            "messages": [dict(m) for m in c.messages],
+            "sample": self.sample,
+            "answer": self.text,
+            "finished": self.finished,
+            "tokens": list(self.tokens),
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "Answer":
+        """What `as_row` made, read back."""
+        asked = Conversation(tuple(row["messages"]), row["group"], row["domain"], row["fields"])
+        return cls(asked, row["answer"], row["sample"], tuple(row["tokens"]), row["finished"])
+
+
+def answer_key(conversation: Conversation, sample: int) -> str:
+    """SHA-256, shortened, of the messages and the number of the sample."""
+    content = json.dumps([[(m["role"], m["content"]) for m in conversation.messages], sample], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class AnswerFile:
+    """A JSONL file: settings in the first line, then an answer a line, in the order in which they are finished.
+
+    A run that is killed leaves at most its last line torn, which opening the file again cuts off. `done` holds the
+    answers of earlier runs by their keys.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        """Begin the file, or open the one that a run with the same settings began.
+
+        Raises:
+            ValueError: the file was begun with other settings (they are named), or is no file of answers.
+        """
+        self.path = Path(path)
+        self.header = {"format": FORMAT, **settings}
+        if not self.path.exists():
+            self.finish(())
+        begun, self.done = _read(self.path)
+        other = [k for k in {**begun, **self.header} if begun.get(k) != self.header.get(k)]
+        if other:
+            differences = "; ".join(f"{k} was {_brief(begun.get(k))}, is {_brief(self.header.get(k))}" for k in other)
+            raise ValueError(f"{self.path.name} was begun with other settings ({differences}): choose another file")
+        _cut_torn_line(self.path)
+
+    def write(self, answers: Iterable[Answer]) -> None:
+        """Append answers; they are on the disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(a.as_row()) for a in answers)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, answers: Iterable[Answer]) -> None:
+        """Write the file anew with these answers in this order: it then tells nothing of how often it was stopped."""
+        write_atomically(self.path, "".join([_line(self.header), *(_line(a.as_row()) for a in answers)]))
+
+
+def load_answers(path: str | Path) -> tuple[Answer, ...]:
+    """The answers in a file that `respond` wrote; a finished one has them in the order of the conversations.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or a line that cannot be read (which one, and why).
+    """
+    return tuple(_read(Path(path))[1].values())
+
+
+def answers_header(path: str | Path) -> dict[str, Any]:
+    """The settings with which the answers in a file were made."""
+    return _read(Path(path))[0]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Answer]]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is a torn line, or nothing
+    rows: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: no JSON ({error}): remove the line to go on") from error
+    if not rows or not isinstance(rows[0], dict) or rows[0].get("format") != FORMAT:
+        raise ValueError(f"{path.name} holds no answers: its first line is not that of a file that respond wrote")
+    try:
+        answers = [Answer.of_row(row) for row in rows[1:]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} has a line that is no answer ({error}): write it with respond") from error
+    return rows[0], {a.key: a for a in answers}
+
+
+def _cut_torn_line(path: Path) -> None:
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def in_order(conversations: Sequence[Conversation], n_samples: int) -> list[tuple[Conversation, int]]:
+    """Every answer wanted. A conversation that stands there twice gets further samples, not the same ones again."""
+    seen: dict[str, int] = {}
+    wanted = []
+    for conversation in conversations:
+        key = answer_key(conversation, 0)
+        first = seen.get(key, 0)
+        wanted += [(conversation, first + sample) for sample in range(n_samples)]
+        seen[key] = first + n_samples
+    return wanted
