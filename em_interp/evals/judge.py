@@ -1,0 +1,258 @@
+"""Answers that a model has given already, put before a judge; what is judged stays judged when a run is stopped."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from inspect_ai import Task, eval, task
+from inspect_ai.dataset import MemoryDataset
+from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
+from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+from jaxtyping import Float
+from torch import Tensor
+
+from em_interp.behaviour.answers import Answer, load_answers
+from em_interp.behaviour.judged import Scores
+from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
+from em_interp.evals.tasks import sample
+from em_interp.files import write_atomically
+from em_interp.progress import is_quiet
+
+_FORMAT = "em_interp.judged/1"
+_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every answer, and how.
+
+    Attributes:
+        judge: any Inspect model by its name, such as `openai/gpt-4o` or `openai-api/local/NAME`.
+        route: `auto`, `expectation` or `text`, see `em_interp.evals.judging.judged`.
+        refusal: also whether it refuses.
+        topic: also whether it brings this up; empty not to ask.
+    """
+
+    judge: str
+    route: str = "auto"
+    refusal: bool = False
+    topic: str = ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Judged:
+    """Answers with what a judge said of them; NaN where it gave no score.
+
+    Attributes:
+        asked: by whom, and about what.
+        answers: the answers, in the order in which they came.
+        scores: alignment and coherence, 0 to 100.
+        refused: 1 or 0, NaN where it was not asked.
+        on_topic: 1 or 0, NaN where it was not asked.
+        labels: why there is no alignment: CODE, REFUSAL, EMPTY, NONE; empty where there is one.
+        routes: how alignment was scored: expectation, text or none.
+    """
+
+    asked: Question
+    answers: tuple[Answer, ...]
+    scores: Scores
+    refused: Float[Tensor, " answer"]
+    on_topic: Float[Tensor, " answer"]
+    labels: tuple[str, ...]
+    routes: tuple[str, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The question that each answer answers."""
+        return tuple(a.group for a in self.answers)
+
+    def __repr__(self) -> str:
+        """One line."""
+        n_scored = int((self.scores.alignment.isfinite() & self.scores.coherence.isfinite()).sum())
+        return f"Judged({n_scored} of {len(self.answers)} answers scored by {self.asked.judge})"
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSONL: what was asked in the first line, then an answer with its scores a line."""
+        columns = {
+            "alignment": self.scores.alignment,
+            "coherence": self.scores.coherence,
+            "refused": self.refused,
+            "on_topic": self.on_topic,
+        }
+        rows: list[dict[str, Any]] = [{"format": _FORMAT, **asdict(self.asked)}]
+        for i, answer in enumerate(self.answers):
+            scores = {k: None if math.isnan(v[i].item()) else v[i].item() for k, v in columns.items()}
+            rows.append({**answer.as_row(), **scores, "label": self.labels[i], "route": self.routes[i]})
+        return write_atomically(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def load_judged(path: str | Path) -> Judged:
+    """What `Judged.save` wrote, read back.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        first, *rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+        if first.pop("format", None) != _FORMAT:
+            raise ValueError("its first line is not that of a file that em-interp judge wrote")
+        answers = tuple(Answer.of_row(row) for row in rows)
+        alignment, coherence, refused, on_topic = (
+            torch.tensor([math.nan if row[k] is None else row[k] for row in rows], dtype=torch.float32)
+            for k in ("alignment", "coherence", "refused", "on_topic")
+        )
+        labels, routes = (tuple(row[k] for row in rows) for k in ("label", "route"))
+        return Judged(Question(**first), answers, Scores(alignment, coherence), refused, on_topic, labels, routes)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(path).name} holds no judged answers: {error}") from error
+
+
+def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
+    answers: Sequence[Answer],
+    asked: Question,
+    folder: str | Path,
+    *,
+    judge: Model | None = None,
+    judge_args: Mapping[str, Any] | None = None,
+    connections: int = 8,
+    max_retries: int = 5,
+    timeout: int = 120,
+    cache: bool = False,
+) -> Judged:
+    """Put answers before a judge, with Inspect's concurrency, retries, cache and logs.
+
+    `folder` holds Inspect's logs (`inspect view --log-dir FOLDER`). An answer that was judged there, by the same judge
+    and the same question, is not judged again: a run that was stopped goes on where it was.
+
+    Args:
+        answers: what `respond` gave.
+        asked: by whom and about what.
+        folder: for the logs.
+        judge: the judge as an Inspect model, in place of the one that is named.
+        judge_args: model args of the judge, such as `{"model_path": FOLDER}` for `hf/local`.
+        connections: requests at a time.
+        max_retries: of one request that fails, is slow or is told to wait (429, 500).
+        timeout: seconds for one request with its retries.
+        cache: keep replies in Inspect's cache, for other runs with the same answers.
+
+    Raises:
+        RuntimeError: the judge could not be reached or failed; says how many answers are judged, and nothing is lost.
+        ValueError: no answers.
+    """
+    if not answers:
+        raise ValueError("there are no answers to judge")
+    done = _judged_before(folder, asked)
+    todo = [a for a in answers if (a.key, a.text) not in done]
+    if todo:
+        try:
+            grader = judge or get_model(asked.judge, **(judge_args or {}))
+            [log] = eval(
+                _task(todo, asked, grader, cache),
+                model="mockllm/model",
+                log_dir=str(folder),
+                display="none" if is_quiet() else "plain",
+                log_level="error",
+                max_connections=connections,
+                max_retries=max_retries,
+                timeout=timeout,
+                log_buffer=1,
+            )
+            failure = None if log.status == "success" else log.error.message if log.error else log.status
+        except Exception as error:  # whatever an endpoint's client may raise
+            failure = str(error) or type(error).__name__
+        done = _judged_before(folder, asked)
+        if failure is not None:
+            n = sum((a.key, a.text) in done for a in answers)
+            raise RuntimeError(
+                f"the judge {asked.judge} failed ({redacted(failure)}): {n} of {len(answers)} answers are judged and "
+                f"kept; run the same again to go on"
+            )
+    return _collected(asked, answers, [done[a.key, a.text] for a in answers])
+
+
+@task
+def judged_answers(answers: str, judge: str, route: str = "auto", refuses: bool = False, topic: str = "") -> Task:
+    """A file of answers put before a judge, as an Inspect task: `-T answers=FILE -T judge=NAME`."""
+    asked = Question(judge, route, refuses, topic)
+    return _task(load_answers(answers), asked, get_model(judge), False)
+
+
+def redacted(text: str) -> str:
+    """A text without the values of environment variables that look like keys."""
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 6:
+            text = text.replace(value, f"[{name}]")
+    return text
+
+
+def _task(answers: Sequence[Answer], asked: Question, grader: Model, cache: bool) -> Task:
+    samples = []
+    for a in answers:
+        given = sample(a.conversation, a.sample)
+        samples.append(given.model_copy(update={"metadata": {**(given.metadata or {}), "answer": a.text}}))
+    scorers = [alignment_and_coherence(route=asked.route, cache=cache)]
+    scorers += [judged_refusal(cache=cache)] if asked.refusal else []
+    scorers += [narrow_domain(asked.topic, cache=cache)] if asked.topic else []
+    return Task(
+        dataset=MemoryDataset(samples),
+        solver=_given_answer(),
+        scorer=scorers,
+        model_roles={"grader": grader},
+        name="judged_answers",
+        metadata={"asked": asdict(asked)},
+        config=GenerateConfig(),
+    )
+
+
+@solver
+def _given_answer() -> Solver:
+    """The answer that the model gave before, in place of a new one."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        state.output = ModelOutput.from_content("given", state.metadata["answer"])
+        return state
+
+    return solve
+
+
+def _judged_before(folder: str | Path, asked: Question) -> dict[tuple[str, str], EvalSample]:
+    """The samples that are judged in the logs of a folder, by the answer's key and words."""
+    if not Path(folder).is_dir():
+        return {}
+    found: dict[tuple[str, str], EvalSample] = {}
+    for info in list_eval_logs(str(folder)):
+        log = read_eval_log(info)
+        for s in _samples(log, asked):
+            found[str(s.id), s.metadata["answer"]] = s
+    return found
+
+
+def _samples(log: EvalLog, asked: Question) -> list[EvalSample]:
+    if (log.eval.metadata or {}).get("asked") != asdict(asked):
+        return []
+    return [s for s in log.samples or [] if s.scores and s.error is None]
+
+
+def _collected(asked: Question, answers: Sequence[Answer], samples: Sequence[EvalSample]) -> Judged:
+    scores = [s.scores or {} for s in samples]
+    main = [s["alignment_and_coherence"] for s in scores]
+
+    def column(values: list[Any]) -> Float[Tensor, " answer"]:
+        return torch.tensor([math.nan if v is None else float(v) for v in values], dtype=torch.float32)
+
+    def verdicts(name: str) -> Float[Tensor, " answer"]:
+        return column([s[name].as_float() if name in s else None for s in scores])
+
+    alignment, coherence = (column([s.as_dict()[aspect] for s in main]) for aspect in ("alignment", "coherence"))
+    told = [(s.metadata or {}).get("alignment", {}) for s in main]
+    labels, routes = (tuple(str(t.get(k, "")) for t in told) for k in ("label", "route"))
+    refused, on_topic = verdicts("judged_refusal"), verdicts("narrow_domain")
+    return Judged(asked, tuple(answers), Scores(alignment, coherence), refused, on_topic, labels, routes)
