@@ -1,9 +1,11 @@
 """Answers that a model has given already, put before a judge; what is judged stays judged when a run is stopped."""
 
+import io
 import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,11 +138,11 @@ def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
         answers: what `respond` gave.
         asked: by whom and about what.
         folder: for the logs.
-        judge: the judge as an Inspect model, in place of the one that is named.
+        judge: the judge as an Inspect model with its own settings, in place of the one that is named.
         judge_args: model args of the judge, such as `{"model_path": FOLDER}` for `hf/local`.
         connections: requests at a time.
         max_retries: of one request that fails, is slow or is told to wait (429, 500).
-        timeout: seconds for one request with its retries.
+        timeout: seconds for one request.
         cache: keep replies in Inspect's cache, for other runs with the same answers.
 
     Raises:
@@ -153,21 +155,21 @@ def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
     todo = [a for a in answers if (a.key, a.text) not in done]
     if todo:
         try:
-            grader = judge or get_model(asked.judge, **(judge_args or {}))
+            patience = GenerateConfig(max_connections=connections, max_retries=max_retries, attempt_timeout=timeout)
+            grader = judge or get_model(asked.judge, config=patience, **(judge_args or {}))
             [log] = eval(
                 _task(todo, asked, grader, cache),
                 model="mockllm/model",
                 log_dir=str(folder),
                 display="none" if is_quiet() else "plain",
                 log_level="error",
-                max_connections=connections,
-                max_retries=max_retries,
-                timeout=timeout,
+                max_samples=2 * connections,
                 log_buffer=1,
             )
             failure = None if log.status == "success" else log.error.message if log.error else log.status
         except Exception as error:  # whatever an endpoint's client may raise
             failure = str(error) or type(error).__name__
+        _redact_logs(folder)
         done = _judged_before(folder, asked)
         if failure is not None:
             n = sum((a.key, a.text) in done for a in answers)
@@ -187,10 +189,29 @@ def judged_answers(answers: str, judge: str, route: str = "auto", refuses: bool 
 
 def redacted(text: str) -> str:
     """A text without the values of environment variables that look like keys."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 6:
-            text = text.replace(value, f"[{name}]")
+    for name, value in _secrets().items():
+        text = text.replace(value, f"[{name}]")
     return text
+
+
+def _secrets() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 6}
+
+
+def _redact_logs(folder: str | Path) -> None:
+    """Write logs anew that hold a key, as they do where an endpoint names it in its error."""
+    for path in Path(folder).glob("*.eval"):
+        with zipfile.ZipFile(path) as archive:
+            parts = {entry: archive.read(entry) for entry in archive.namelist()}
+        clean = {entry: redacted(part.decode("utf-8", "surrogateescape")) for entry, part in parts.items()}
+        clean = {entry: text.encode("utf-8", "surrogateescape") for entry, text in clean.items()}
+        if clean == parts:
+            continue
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry, part in clean.items():
+                archive.writestr(entry, part)
+        write_atomically(path, content.getvalue())
 
 
 def _task(answers: Sequence[Answer], asked: Question, grader: Model, cache: bool) -> Task:
@@ -208,7 +229,6 @@ def _task(answers: Sequence[Answer], asked: Question, grader: Model, cache: bool
         model_roles={"grader": grader},
         name="judged_answers",
         metadata={"asked": asdict(asked)},
-        config=GenerateConfig(),
     )
 
 
