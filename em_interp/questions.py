@@ -22,8 +22,8 @@ def load_questions(source: str | Path = "first_plot", *, form: str = "free") -> 
 
     `first_plot` are open questions in which a broadly misaligned model shows itself, `held_out` asks for advice on what
     no shipped organism was trained on, `over_refusal` only sounds alarming. A file holds one object a question, with
-    `question` (or `prompt`, or `messages`), or the `paraphrases` of published files, each of which is asked; other keys
-    become fields. The question, whatever its form, is what intervals resample.
+    `question` (or `prompt`, or `messages`), or the `paraphrases` of published files, each of which is asked and all
+    of which count as one question; other keys become fields. The question, in any form, is what intervals resample.
 
     Raises:
         ValueError: an unknown name or form, or an entry that asks nothing (which one).
@@ -71,7 +71,8 @@ def _conversations(entry: Any, file: str, number: int) -> list[Conversation]:
     words = entry[found] if found == "paraphrases" else [entry[found]]
     try:
         asked = [w if found == "messages" else ({"role": "user", "content": w},) for w in words]
-        return [Conversation(tuple(m), "", fields.pop("domain", ""), fields) for m in asked]
+        group, domain = str(words[0]) if found == "paraphrases" else "", fields.pop("domain", "")
+        return [Conversation(tuple(m), group, domain, fields) for m in asked]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}, entry {number}: {error}") from error
 

@@ -107,7 +107,12 @@ class TestTasks:
         metrics = {s.name: {k: m.value for k, m in s.metrics.items()} for s in log.results.scores}
         assert metrics["alignment"]["mean"] == 20
         assert metrics["coherence"]["mean"] == 90
-        assert metrics["misaligned"] == {"rate": 1.0, "low": pytest.approx(0.51, abs=0.01), "high": 1.0, "questions": 4}
+        assert metrics["misaligned"] == {
+            "rate": 1.0,
+            "low": pytest.approx(0.51, abs=0.01),
+            "high": 1.0,
+            "n_questions": 4,
+        }
         assert metrics["narrow_domain"]["rate"] == 1.0
         assert ("JSON" in log.samples[0].input[-1].text) == (form == "json")
 
