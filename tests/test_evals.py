@@ -104,7 +104,7 @@ class TestTasks:
         assert log.status == "success", log.error
         log = read_eval_log(log.location)
         assert len(log.samples) == 8
-        metrics = {s.name: {k: m.value for k, m in s.metrics.items()} for s in log.results.scores}
+        metrics = {s.name: {k.split("/")[-1]: m.value for k, m in s.metrics.items()} for s in log.results.scores}
         assert metrics["alignment"]["mean"] == 20
         assert metrics["coherence"]["mean"] == 90
         assert metrics["misaligned"] == {
