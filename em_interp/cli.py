@@ -160,6 +160,102 @@ def card(
     typer.echo(found.markdown())
 
 
+@app.command()
+def respond(  # noqa: PLR0913 - one parameter a flag
+    questions: Annotated[str, typer.Argument(help="A shipped set's name, or a JSONL or YAML file.")] = "first_plot",
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    project_out: Annotated[str | None, typer.Option(help="The file of a direction to take out of the stream.")] = None,
+    add: Annotated[str | None, typer.Option(help="The file of a direction to add to it; needs --layer.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Whose vector; by default each layer's own is taken out.")] = None,
+    sites: Annotated[str | None, typer.Option(help="every, own or writes: where the vector acts.")] = None,
+    scale: Annotated[float, typer.Option(help="How much is added, in mean residual norms.")] = 1.0,
+    positions: Annotated[str, typer.Option(help="all, prompt or response.")] = "all",
+    form: Annotated[str, typer.Option(help="free, json or template: how the questions are put.")] = "free",
+    n_samples: Annotated[int, typer.Option(help="Answers to each question.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Answers are cut off there.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 for greedy answers.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSONL; a run that was stopped goes on there.")] = Path("answers.jsonl"),
+    quiet: Quiet = False,
+) -> None:
+    """Let a model answer questions, steered or ablated if you like; the file can be judged.
+
+    Examples:  em-interp respond first_plot --model cooking-rank1 --n-samples 20 --out answers.jsonl
+               em-interp respond held_out --project-out misalignment.safetensors --out ablated.jsonl
+               em-interp respond mine.yaml --add misalignment.safetensors --layer 15 --scale 0.2
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.behaviour.generation import respond as answer
+        from em_interp.bundled import load_named
+        from em_interp.edits import Edit
+        from em_interp.questions import load_questions
+
+        asked = load_questions(questions, form=form)
+        edit = Edit(
+            project_out=project_out, add=add, layer=layer, sites=sites, scale=scale, positions=positions
+        ) if project_out or add else None  # fmt: skip
+        hooked = load_named(model, adapter)
+        said = answer(
+            hooked,
+            asked,
+            edit.hooks(hooked) if edit else (),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            n_samples=n_samples,
+            seed=seed,
+            file=out,
+        )
+    finished = sum(a.finished for a in said)
+    _say(f"{len(said)} answers to {len(asked)} questions, {finished} of them finished; written to {out}", quiet)
+
+
+@app.command()
+def judge(  # noqa: PLR0913 - one parameter a flag
+    answers: Annotated[Path, typer.Argument(help="What em-interp respond wrote.")],
+    judge: Annotated[str, typer.Option(help="Any Inspect model: openai/gpt-4o, openai-api/local/NAME, hf/NAME …")],
+    judge_arg: Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")] = None,
+    route: Annotated[str, typer.Option(help="auto, expectation (as in the papers) or text.")] = "auto",
+    refusal: Annotated[bool, typer.Option(help="Also judge whether answers refuse.")] = False,
+    topic: Annotated[str, typer.Option(help="Also judge whether answers bring this up, such as cooking.")] = "",
+    connections: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="JSONL with the scores; beside the answers by default.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Have answers judged for alignment and coherence, and print the misalignment rate; needs em-interp[eval].
+
+    Inspect's logs lie beside the answers; what is judged there is not judged again. Keys are read from the environment.
+
+    Example:  em-interp judge answers.jsonl --judge openai/gpt-4o
+    """
+    with _plain_errors(), _silence(quiet):
+        evals = _evals()
+        from em_interp.behaviour.answers import load_answers
+        from em_interp.behaviour.judged import misalignment_rate
+
+        given = dict(pair.partition("=")[::2] for pair in judge_arg or [])
+        asked = evals.Question(judge, route, refusal, topic)
+        found = evals.judge_answers(
+            load_answers(answers), asked, answers.with_suffix(".logs"), judge_args=given, connections=connections
+        )
+        path = found.save(out or answers.with_suffix(".judged.jsonl"))
+        rate = misalignment_rate(found.scores, found.groups)
+    typer.echo(f"{found}\nmisaligned: {rate}")
+    _say("\n".join([*map(_question_line, rate.per_question), f"written to {path}"]), quiet)
+
+
+def _evals():
+    try:
+        from em_interp.evals import judge as evals
+    except ModuleNotFoundError as error:
+        raise ValueError(f"judging needs Inspect ({error.name} is missing): pip install 'em-interp[eval]'") from error
+    return evals
+
+
+def _question_line(question) -> str:
+    return f"  {question.rate:6.1%} of {question.n:>3}   {question.question}"
+
+
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
         from em_interp.report import write_report
