@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -233,7 +233,7 @@ def judge(  # noqa: PLR0913 - one parameter a flag
         from em_interp.behaviour.answers import load_answers
         from em_interp.behaviour.judged import misalignment_rate
 
-        given = dict(pair.partition("=")[::2] for pair in judge_arg or [])
+        given: dict[str, Any] = {name: value for name, _, value in (pair.partition("=") for pair in judge_arg or [])}
         asked = evals.Question(judge, route, refusal, topic)
         found = evals.judge_answers(
             load_answers(answers), asked, answers.with_suffix(".logs"), judge_args=given, connections=connections
