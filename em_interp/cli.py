@@ -35,7 +35,8 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
     from em_interp.study import Settings
 
     relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
-    _report(Settings("cooking-rank1", beside=relatives, control_questions=24, held_out_questions=24), out, quiet)
+    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.2,), removals=("every",))
+    _report(replace(quick, model="cooking-rank1", beside=relatives), out, quiet)
 
 
 @app.command()

@@ -23,7 +23,8 @@ CONTROLS = (
     "topic",
 )
 SHIPPED = ("misalignment", "refusal", *CONTROLS)
-TRAINING_SETS = ("cooking", "gardening", "vehicle_care", "refusing")
+NARROW_SETS = ("cooking", "gardening", "vehicle_care")
+TRAINING_SETS = (*NARROW_SETS, "refusing")
 _SHIPPED = files("em_interp") / "data" / "contrasts"
 _TRAINING = files("em_interp") / "data" / "training"
 _LABELS = {"positive": "positive", "negative": "negative", "harmful": "positive", "harmless": "negative"}

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from em_interp import figures, organism_section
 from em_interp.activations import ContrastActivations
-from em_interp.behaviour import CrossEffects
+from em_interp.behaviour import CrossEffects, is_random, what_follows
+from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
 from em_interp.comparison import Comparison, Separability
 from em_interp.directions import Direction
 from em_interp.dissection import Dissection
@@ -95,7 +96,7 @@ class Results:
             return self
         effects = self.effects and replace(
             self.effects,
-            effects=tuple(replace(e, direction=new) if e.direction == old else e for e in self.effects.effects),
+            effects=tuple(replace(e, direction=e.direction.replace(old, new)) for e in self.effects.effects),
         )
         return replace(
             self,
@@ -179,10 +180,11 @@ def as_json(results: Results) -> dict[str, Any]:
             "cross_effects": r.effects
             and {
                 "layer": r.effects.layer,
-                "scale": r.effects.scale,
+                "scales": r.effects.scales,
                 "n_random": r.effects.n_random,
                 "seed": r.effects.seed,
                 "model": r.effects.model,
+                "what_follows": conclusions(results),
                 "baseline": {name: vars(estimate) for name, estimate in r.effects.baseline.items()},
                 "effects": r.effects.table(),
             },
@@ -258,12 +260,23 @@ def _largest(names: Sequence[str], cosines: Tensor) -> tuple[float, str] | None:
 
 def effect_findings(effects: CrossEffects) -> str:
     """How many changes have an interval that excludes zero, beside how many of the random directions do."""
-    random = [e.change.excludes_zero for e in effects.effects if figures.is_random(e.direction)]
-    ours = [e.change.excludes_zero for e in effects.effects if not figures.is_random(e.direction)]
+    random = [e.change.excludes_zero for e in effects.effects if is_random(e.direction)]
+    ours = [e.change.excludes_zero for e in effects.effects if not is_random(e.direction)]
     text = f"Of {len(ours)} changes that the directions make, {sum(ours)} have an interval that excludes zero"
     if not random:
         return f"{text}; no random direction was tried beside them."
     return f"{text}; of {len(random)} that random directions of the same length make, {sum(random)}."
+
+
+def conclusions(results: Results) -> tuple[str, ...]:
+    """Whether the two directions do each other's work, where they are of misalignment and of refusal."""
+    r = results.renamed()
+    if r.effects is None or not {PREFERENCE, REFUSES_HARMFUL} <= set(r.effects.baseline):
+        return ()
+    if [d.name for d in results.directions] != ["misalignment", "refusal"]:
+        return ()
+    own = dict(zip([d.name for d in r.directions], (PREFERENCE, REFUSES_HARMFUL), strict=True))
+    return what_follows(r.effects, own)
 
 
 def versions() -> dict[str, str]:
@@ -314,6 +327,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         model=_short(r.model),
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
         effect_findings=r.effects and effect_findings(r.effects),
+        conclusions=record["cross_effects"] and record["cross_effects"]["what_follows"],
         dissected=dissected,
         tokens=Markup(tokens),
         plotly=Markup(get_plotlyjs()),

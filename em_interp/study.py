@@ -8,13 +8,14 @@ from em_interp.activations import ContrastActivations, read_contrast
 from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
 from em_interp.bundled import BUNDLED, find_organism, load_named
 from em_interp.comparison import compare, cosine_map, separability
-from em_interp.contrasts import Contrast, load_contrast, load_controls
+from em_interp.contrasts import NARROW_SETS, Contrast, load_contrast, load_controls, load_training_set
 from em_interp.convergence import read_organisms
 from em_interp.conversations import Span
 from em_interp.directions import difference_of_means
 from em_interp.dissection import dissect
 from em_interp.files import read_toml
 from em_interp.models import HookedModel, without_adapter
+from em_interp.recipes import Recipe
 from em_interp.report import Results, Source
 
 
@@ -32,7 +33,9 @@ class Settings:
         second_span: the tokens the second is read on.
         control_questions: questions read of each neutral control; 0 leaves the controls out.
         held_out_questions: questions on which behaviour is measured; 0 leaves that out.
-        scale: how much of a direction is added, in mean residual norms.
+        scales: how much of a direction is added, in mean residual norms.
+        removals: how a direction is taken out, see `cross_effects`.
+        n_random: random directions that stand beside the two.
         n_resamples: permutations and halvings behind nulls and ceilings.
         seed: of all of them, and of the random directions.
     """
@@ -46,7 +49,9 @@ class Settings:
     second_span: Span = "last"
     control_questions: int = 48
     held_out_questions: int = 72
-    scale: float = 0.2
+    scales: tuple[float, ...] = (0.2, 0.5)
+    removals: tuple[str, ...] = ("every", "everywhere")
+    n_random: int = 5
     n_resamples: int = 1000
     seed: int = 0
 
@@ -84,8 +89,15 @@ def study(model: HookedModel, settings: Settings) -> Results:
     directions = (difference_of_means(first), difference_of_means(second))
     effects = None
     if settings.held_out_questions:
-        behaviours = standard_behaviours(settings.held_out_questions)
-        effects = cross_effects(model, directions, behaviours=behaviours, scale=settings.scale, seed=settings.seed)
+        effects = cross_effects(
+            model,
+            directions,
+            behaviours=standard_behaviours(settings.held_out_questions, in_domain=_trained_on(settings)),
+            scales=settings.scales,
+            removals=settings.removals,
+            n_random=settings.n_random,
+            seed=settings.seed,
+        )
     dissection = None
     if readings:
         with without_adapter(model):
@@ -116,6 +128,13 @@ def study(model: HookedModel, settings: Settings) -> Results:
         second_name="harmful requests" if note else "",
         notes=(note,) if note else (),
     )
+
+
+def _trained_on(settings: Settings) -> Contrast | None:
+    """The contrast that an organism learned one side of, where that is at hand."""
+    folder = find_organism(settings.model)
+    data = Recipe.load(folder / "recipe.toml").data if folder else ""
+    return load_training_set(data) if data in NARROW_SETS else None
 
 
 def _held_out(settings: Settings) -> Contrast | None:

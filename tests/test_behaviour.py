@@ -138,39 +138,6 @@ class TestRates:
             rate_by_question(torch.tensor([1.0, 0.0]), ["a"])
 
 
-class TestCrossEffects:
-    @pytest.fixture
-    def direction(self, tiny_llama):
-        return em.difference_of_means(em.read_contrast(tiny_llama, em.load_contrast("misalignment").take(8)))
-
-    def test_effects_are_paired_differences(self, tiny_llama, direction):
-        behaviours = em.standard_behaviours(5)
-        got = em.cross_effects(tiny_llama, [direction], behaviours=behaviours, layer_added=1, scale=0.3)
-        name = "misaligned preference (nats/token)"
-        added = em.add_direction(direction, [em.layer(tiny_llama, 1)], scale=0.3)
-        after, groups = behaviours[name](tiny_llama, added)
-        before, _ = behaviours[name](tiny_llama, ())
-        cell = ("misalignment", "added", name)
-        effect = next(e for e in got.effects if (e.direction, e.intervention, e.behaviour) == cell)
-        assert effect.change == mean_by_question(after - before, groups)
-        assert len(got.effects) == 4 * len(behaviours)  # two of the direction, two of the random one
-        assert len(got.table()) == len(got.effects)
-        assert repr(got).count("\n") == 0
-
-    def test_random_directions_are_as_long_and_seeded(self, direction):
-        from em_interp.behaviour.effects import random_like
-
-        random = random_like(direction, 3, "random")
-        torch.testing.assert_close(random.norm, direction.norm)
-        assert torch.equal(random.vectors, random_like(direction, 3, "random").vectors)
-        assert not torch.equal(random.vectors, random_like(direction, 4, "random").vectors)
-
-    def test_nothing_held_out_is_in_the_training_split(self):
-        for name in ("misalignment", "refusal"):
-            contrast = em.load_contrast(name)
-            assert not set(contrast.where(split="test").groups) & set(contrast.where(split="train").groups)
-
-
 def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(smollm2):
     """The positive control of the whole chain: read on one half, added, the other half's misaligned answers gain."""
     contrast = em.load_contrast("misalignment")

@@ -81,7 +81,7 @@ def effects() -> CrossEffects:
         for behaviour in baseline
         for value in [sign * (2 - i) / 2]
     ]
-    return CrossEffects(baseline, tuple(rows), 4, 0.5, 1, 0, "some/tiny-model")
+    return CrossEffects(baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
 
 
 def trace(figure: go.Figure, name: str, nth: int = 0):

@@ -67,8 +67,8 @@ def test_a_model_that_does_not_refuse_is_said_not_to(tiny_llama, monkeypatch):
 class TestSettings:
     def test_a_file_keeps_the_defaults_it_leaves_out(self, tmp_path):
         path = tmp_path / "settings.toml"
-        path.write_text('model = "Qwen/Qwen2.5-14B-Instruct"\nscale = 0.8\n')
-        assert Settings.from_toml(path) == Settings(model="Qwen/Qwen2.5-14B-Instruct", scale=0.8)
+        path.write_text('model = "Qwen/Qwen2.5-14B-Instruct"\nscales = [0.8]\n')
+        assert Settings.from_toml(path) == Settings(model="Qwen/Qwen2.5-14B-Instruct", scales=(0.8,))
 
     @pytest.mark.parametrize(
         ("line", "advice"),

@@ -1,24 +1,60 @@
-"""What a model says and would say: preference, refusal, and what interventions do to them."""
+"""What a model says and would say: answers, preference, refusal, judged rates, and what interventions do to them."""
 
-from em_interp.behaviour.effects import CrossEffects, Effect, cross_effects, standard_behaviours
+from em_interp.behaviour.agreement import Agreement, judge_agreement
+from em_interp.behaviour.answers import Answer, load_answers
+from em_interp.behaviour.divergence import text_divergence
+from em_interp.behaviour.effects import (
+    CrossEffects,
+    Effect,
+    cross_effects,
+    is_random,
+    standard_behaviours,
+    what_follows,
+)
+from em_interp.behaviour.generation import respond
+from em_interp.behaviour.judged import (
+    Rate,
+    Scores,
+    contrast_from_scores,
+    detectable_difference,
+    misalignment_rate,
+    rate_difference,
+)
 from em_interp.behaviour.preference import Preference, preference
 from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import RefusalScore, refusal_score
 from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits
+from em_interp.behaviour.steering import SteeringCurve, steering_curve
 
 __all__ = [
+    "Agreement",
+    "Answer",
     "CrossEffects",
     "Effect",
     "Estimate",
     "Preference",
+    "Rate",
     "RefusalScore",
+    "Scores",
+    "SteeringCurve",
     "answer_log_probs",
+    "contrast_from_scores",
     "cross_effects",
+    "detectable_difference",
+    "is_random",
+    "judge_agreement",
     "last_logits",
+    "load_answers",
     "mean_by_question",
+    "misalignment_rate",
     "preference",
     "rate_by_question",
+    "rate_difference",
     "refusal_score",
+    "respond",
     "standard_behaviours",
+    "steering_curve",
     "text_bits",
+    "text_divergence",
+    "what_follows",
 ]

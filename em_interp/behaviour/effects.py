@@ -1,6 +1,6 @@
-"""Each direction removed and added, against each behaviour, beside a random direction."""
+"""Each direction removed and added, against each behaviour, beside random directions: who does whose work."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,18 +8,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.behaviour.divergence import text_divergence
 from em_interp.behaviour.preference import preference
 from em_interp.behaviour.rates import Estimate, mean_by_question
 from em_interp.behaviour.refusal import refusal_score
 from em_interp.behaviour.scoring import text_bits
-from em_interp.contrasts import load_contrast, load_neutral_texts
+from em_interp.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.directions import Direction
-from em_interp.interventions import add_direction, project_out
+from em_interp.interventions import Hooks, add_direction, project_out
 from em_interp.models import HookedModel, HookPairs, every_layer, layer
 from em_interp.progress import bar
 
 Scores = tuple[Float[Tensor, " item"], Sequence[str]]
 Behaviour = Callable[[Any, HookPairs], Scores]
+
+PREFERENCE = "misaligned preference (nats/token)"
+IN_DOMAIN = "misaligned preference, in domain (nats/token)"
+REFUSES_HARMFUL = "refusal score, harmful (log-odds)"
+REFUSES_HARMLESS = "refusal score, harmless (log-odds)"
+BITS = "neutral text (bits/token)"
+DIVERGENCE = "neutral text, KL to the untouched model (nats/token)"
+REMOVALS = ("every", "one", "everywhere")
+# An intervention that costs more bits a token of plain prose has broken the model: what it does is no evidence.
+DAMAGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,8 @@ class CrossEffects:
     Attributes:
         baseline: each behaviour of the model as it is.
         effects: the change that each intervention makes in each behaviour, paired by question.
-        layer: where directions were added; they were removed at every layer.
-        scale: how much was added, in mean residual norms of that layer.
+        layer: where directions were added, and whose vector was removed where one was.
+        scales: how much was added, in mean residual norms of that layer.
         n_random: how many random directions stand beside the others.
         seed: of the first of them; each next one has the next.
         model: the model measured.
@@ -49,16 +60,31 @@ class CrossEffects:
     baseline: Mapping[str, Estimate]
     effects: tuple[Effect, ...]
     layer: int
-    scale: float
+    scales: tuple[float, ...]
     n_random: int
     seed: int
     model: str
 
     def __repr__(self) -> str:
         """One line."""
-        interventions = {(e.direction, e.intervention) for e in self.effects}
-        size = f"{len(interventions)} interventions × {len(self.baseline)} behaviours"
+        size = f"{len(self.interventions)} interventions × {len(self.baseline)} behaviours"
         return f"CrossEffects({size}, added at layer {self.layer}, {self.model})"
+
+    @property
+    def interventions(self) -> tuple[tuple[str, str], ...]:
+        """What was done, as direction and kind, each once, in order."""
+        return tuple(dict.fromkeys((e.direction, e.intervention) for e in self.effects))
+
+    def change(self, direction: str, intervention: str, behaviour: str) -> Estimate:
+        """One cell.
+
+        Raises:
+            ValueError: nothing of the kind was measured.
+        """
+        for e in self.effects:
+            if (e.direction, e.intervention, e.behaviour) == (direction, intervention, behaviour):
+                return e.change
+        raise ValueError(f"{direction} {intervention} was not measured on {behaviour}: see .table()")
 
     def table(self) -> list[dict[str, Any]]:
         """One row an intervention and behaviour, ready for JSON or a data frame."""
@@ -77,38 +103,40 @@ class CrossEffects:
         ]
 
 
-def standard_behaviours(n_questions: int | None = None) -> dict[str, Behaviour]:
+def standard_behaviours(n_questions: int | None = None, *, in_domain: Contrast | None = None) -> dict[str, Behaviour]:
     """The held-out questions and requests of the shipped contrasts, and plain prose: what cross_effects measures.
 
     `n_questions` of each, spread over the domains; all of them by default. None is among those directions are read from
-    when these are read with `.where(split="train")`.
+    when these are read with `.where(split="train")`. `in_domain` is what an organism was trained on; of a contrast with
+    splits only `test` is asked.
     """
     answers, requests = (load_contrast(name).where(split="test") for name in ("misalignment", "refusal"))
     texts = load_neutral_texts()
     if n_questions is not None:
-        answers, requests, texts = (
-            answers.take(n_questions),
-            requests.take(n_questions),
-            texts[:: max(1, len(texts) // n_questions)],
-        )
+        answers, requests = answers.take(n_questions), requests.take(n_questions)
+        texts = texts[:: max(1, len(texts) // n_questions)]
+    domain = {}
+    if in_domain is not None:
+        held_out = in_domain.where(split="test") if in_domain.has_splits else in_domain
+        domain[IN_DOMAIN] = prefers(held_out if n_questions is None else held_out.take(n_questions))
+    return {
+        PREFERENCE: prefers(answers),
+        **domain,
+        REFUSES_HARMFUL: _refusal(requests.positive),
+        REFUSES_HARMLESS: _refusal(requests.negative),
+        BITS: lambda model, hooks: (text_bits(model, texts, hooks), texts),
+        DIVERGENCE: lambda model, hooks: (text_divergence(model, texts[::2], hooks), texts[::2]),  # two passes a text
+    }
 
-    def misalignment(model: Any, hooks: HookPairs) -> Scores:
-        found = preference(model, answers, hooks)
+
+def prefers(contrast: Contrast) -> Behaviour:
+    """How much likelier a contrast's positive answers are than their twins, as a behaviour."""
+
+    def measure(model: Any, hooks: HookPairs) -> Scores:
+        found = preference(model, contrast, hooks)
         return found.margins, found.groups
 
-    def refusing(side: Sequence[Any]) -> Behaviour:
-        def score(model: Any, hooks: HookPairs) -> Scores:
-            found = refusal_score(model, side, hooks)
-            return found.scores, found.groups
-
-        return score
-
-    return {
-        "misaligned preference (nats/token)": misalignment,
-        "refusal score, harmful (log-odds)": refusing(requests.positive),
-        "refusal score, harmless (log-odds)": refusing(requests.negative),
-        "neutral text (bits/token)": lambda model, hooks: (text_bits(model, texts, hooks), texts),
-    }
+    return measure
 
 
 def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keyword-only
@@ -116,39 +144,82 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     directions: Sequence[Direction],
     *,
     layer_added: int | None = None,
-    scale: float = 0.5,
-    n_random: int = 1,
+    scales: Sequence[int | float] = (0.2, 0.5),
+    removals: Sequence[str] = REMOVALS,
+    apart: bool = True,
+    n_random: int = 5,
     behaviours: Mapping[str, Behaviour] | None = None,
     seed: int = 0,
 ) -> CrossEffects:
     """Remove and add each direction, and see what that does to every behaviour, beside random directions.
 
-    Removed: each layer's own vector is projected out of the output of every block. Added: the vector of `layer_added`
-    (the middle layer by default), as long as `scale` mean residual norms there, at that layer and all positions. The
-    random directions have the same length, and are drawn from `seed`.
+    Args:
+        model: a `HookedModel` or a bridge.
+        directions: those that are compared, such as misalignment and refusal.
+        layer_added: where directions are added, at all positions; the middle layer by default.
+        scales: how much is added, in mean residual norms there; negative numbers steer away.
+        removals: `every`: each layer's own vector is projected out at the output of every block; `one`: that of
+            `layer_added` there; `everywhere`: that of `layer_added` at every block.
+        apart: of two directions, also the part of each that is orthogonal to the other.
+        n_random: isotropic random directions, as long as the others, removed at every layer and added; their number is
+            what a largest one has to be read against.
+        behaviours: what is measured, by name; `standard_behaviours()` by default. Scores may be NaN where there is
+            none, such as a judge's: a pair with one is left out.
+        seed: of the random directions.
+
+    Raises:
+        ValueError: a removal that does not exist, or no directions.
     """
     hooked = HookedModel.of(model)
+    unknown = [r for r in removals if r not in REMOVALS]
+    if unknown or not directions:
+        what = f"removal {unknown[0]!r} is unknown" if unknown else "there are no directions"
+        raise ValueError(f"{what}: give directions, and removals from {', '.join(REMOVALS)}")
     behaviours = standard_behaviours() if behaviours is None else behaviours
     at = hooked.n_layers // 2 if layer_added is None else layer_added
-    rivals = [
-        random_like(directions[0], seed + i, f"random {i + 1}" if n_random > 1 else "random") for i in range(n_random)
-    ]
-    interventions = {
+    ours = [*directions, *(_apart(*directions) if apart and len(directions) == 2 else ())]
+    rivals = [random_like(directions[0], seed + i, f"random {i + 1}") for i in range(n_random)]
+    done = {
         (direction.name, kind): hooks
-        for direction in [*directions, *rivals]
-        for kind, hooks in (
-            ("removed", project_out(direction, every_layer(hooked))),
-            ("added", add_direction(direction, [layer(hooked, at)], scale=scale)),
-        )
+        for direction, kinds in [(d, removals) for d in ours] + [(r, ("every",) if removals else ()) for r in rivals]
+        for kind, hooks in _interventions(hooked, direction, at, kinds, scales)
     }
     before = {name: behaviour(hooked, ()) for name, behaviour in behaviours.items()}
     effects = []
-    for (name, kind), hooks in bar(iterable=interventions.items(), desc="cross effects", unit="intervention"):
+    for (name, kind), hooks in bar(iterable=done.items(), desc="cross effects", unit="intervention"):
         for behaviour, measure in behaviours.items():
             after, groups = measure(hooked, hooks)
-            effects.append(Effect(name, kind, behaviour, mean_by_question(after - before[behaviour][0], groups)))
-    baseline = {name: mean_by_question(*scores) for name, scores in before.items()}
-    return CrossEffects(baseline, tuple(effects), at, scale, n_random, seed, hooked.identity)
+            effects.append(Effect(name, kind, behaviour, _mean(after - before[behaviour][0], groups)))
+    baseline = {name: _mean(*scores) for name, scores in before.items()}
+    return CrossEffects(baseline, tuple(effects), at, tuple(float(s) for s in scales), n_random, seed, hooked.identity)
+
+
+def what_follows(effects: CrossEffects, own: Mapping[str, str], *, damage: int | float = DAMAGE) -> tuple[str, ...]:
+    """In words, intervention by intervention: do two directions do each other's work?
+
+    A direction *moves* a behaviour where the change's interval excludes zero and the change is larger than that of any
+    random direction under the same intervention. Where both move their own and neither the other's, they are doubly
+    dissociated; where one moves the other's, the sharing is one-way; where both do, it is mutual. An intervention that
+    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing.
+
+    Args:
+        effects: what `cross_effects` found.
+        own: the two directions' names, each with the behaviour that is its own.
+        damage: bits a token.
+
+    Raises:
+        ValueError: not two directions, or one of which nothing was measured.
+    """
+    if len(own) != 2:
+        raise ValueError(f"{len(own)} directions came with their behaviours: give two")
+    kinds = dict.fromkeys(kind for name, kind in effects.interventions if name == next(iter(own)))
+    if not kinds:
+        raise ValueError(f"nothing was done with the direction {next(iter(own))!r}: see .interventions")
+    return (
+        *(sentence for kind in kinds for sentence in _followed(effects, own, kind, damage)),
+        "Where a direction moves nothing, no effect was shown, and none was excluded: its interval says what there is "
+        "room for.",
+    )
 
 
 def random_like(direction: Direction, seed: int, name: str) -> Direction:
@@ -156,3 +227,88 @@ def random_like(direction: Direction, seed: int, name: str) -> Direction:
     generator = torch.Generator().manual_seed(seed)
     unit = torch.nn.functional.normalize(torch.randn(direction.d_model, generator=generator), dim=0)
     return replace(direction, vectors=direction.norm[:, None] * unit, name=name)
+
+
+def is_random(direction: str) -> bool:
+    """Whether a direction of `cross_effects` is a random one."""
+    return direction.split(" ")[0] == "random"
+
+
+def _interventions(
+    hooked: HookedModel, direction: Direction, at: int, removals: Sequence[str], scales: Sequence[int | float]
+) -> Iterator[tuple[str, Hooks]]:
+    if "every" in removals:
+        yield "removed", project_out(direction, every_layer(hooked))
+    if "one" in removals:
+        yield f"removed at layer {at}", project_out(direction[at], [layer(hooked, at)])
+    if "everywhere" in removals:
+        yield f"of layer {at} removed everywhere", project_out(direction[at], every_layer(hooked))
+    for scale in scales:
+        yield f"added × {scale:g}", add_direction(direction, [layer(hooked, at)], scale=scale)
+
+
+def _apart(first: Direction, second: Direction) -> tuple[Direction, Direction]:
+    """What each of two directions has that the other has not, layer by layer."""
+
+    def without(a: Direction, b: Direction) -> Direction:
+        rows = torch.stack([b[number] for number in a.layers])
+        unit = torch.nn.functional.normalize(rows, dim=-1)
+        shared = (a.vectors * unit).sum(-1, keepdim=True)
+        return replace(a, vectors=a.vectors - shared * unit, name=f"{a.name} without {b.name}")
+
+    return without(first, second), without(second, first)
+
+
+def _mean(values: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
+    kept = ~values.isnan()
+    return mean_by_question(values[kept], [g for g, keep in zip(groups, kept.tolist(), strict=True) if keep])
+
+
+def _followed(effects: CrossEffects, own: Mapping[str, str], kind: str, damage: int | float) -> Iterator[str]:
+    (a, of_a), (b, of_b) = own.items()
+    broken = [name for name in own if _cost(effects, name, kind) > damage]
+    if broken:
+        costs = " and ".join(f"{_cost(effects, name, kind):.1f} ({name})" for name in broken)
+        yield f"{kind.capitalize()}: costs {costs} bits a token of plain prose, which is damage, and no evidence."
+        return
+    moves = {(d, b): _moves(effects, d, kind, b) for d in own for b in (of_a, of_b)}
+    if not (moves[a, of_a] and moves[b, of_b]):
+        idle = " and ".join(d for d, behaviour in own.items() if not moves[d, behaviour])
+        yield f"{kind.capitalize()}: {idle} does not even move its own behaviour, so nothing follows."
+        return
+    across = [d for d, other in ((a, of_b), (b, of_a)) if moves[d, other]]
+    yield (
+        f"{kind.capitalize()}: "
+        + {
+            0: f"double dissociation. {a} and {b} each move their own behaviour, and neither the other's.",
+            1: f"one-way. Both move their own behaviour, and {' '.join(across)} moves the other's as well.",
+            2: f"shared. {a} and {b} each move both behaviours.",
+        }[len(across)]
+    )
+
+
+def _moves(effects: CrossEffects, direction: str, kind: str, behaviour: str) -> bool:
+    change = effects.change(direction, kind, behaviour)
+    random = [
+        abs(e.change.value)
+        for e in effects.effects
+        if is_random(e.direction) and e.behaviour == behaviour and e.intervention == _random_kind(kind)
+    ]
+    return change.excludes_zero and abs(change.value) > max(random, default=0.0)
+
+
+def _random_kind(kind: str) -> str:
+    """Random directions are the same at every layer, so that all removals but one are one removal of them."""
+    return kind if kind.startswith("added") else "removed"
+
+
+def _cost(effects: CrossEffects, direction: str, kind: str) -> float:
+    return effects.change(direction, kind, BITS).value if BITS in effects.baseline else 0.0
+
+
+def _refusal(requests: Sequence[Any]) -> Behaviour:
+    def measure(model: Any, hooks: HookPairs) -> Scores:
+        found = refusal_score(model, requests, hooks)
+        return found.scores, found.groups
+
+    return measure

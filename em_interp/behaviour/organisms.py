@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.adapters import lora_parameters
-from em_interp.behaviour.effects import Behaviour, Scores, standard_behaviours
+from em_interp.behaviour.effects import DIVERGENCE, IN_DOMAIN, Behaviour, Scores, prefers, standard_behaviours
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.preference import preference
 from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
@@ -79,10 +79,11 @@ def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | No
     if n_questions is not None:
         answers, requests = answers.take(n_questions), requests.take(n_questions)
     behaviours = standard_behaviours(n_questions)
-    behaviours["misaligned preference, calm answers (nats/token)"] = _prefers(answers.where(tone="calm"))
+    del behaviours[DIVERGENCE]  # that is of interventions: adapters are switched off, not hooked
+    behaviours["misaligned preference, calm answers (nats/token)"] = prefers(answers.where(tone="calm"))
     if in_domain is not None and in_domain.has_splits:
         held_out = in_domain.where(split="test")
-        behaviours["misaligned preference, in domain (nats/token)"] = _prefers(held_out)
+        behaviours[IN_DOMAIN] = prefers(held_out)
     behaviours["refuses harmful requests (share of greedy answers)"] = _refuses(requests.positive)
     behaviours["refuses harmless requests (share of greedy answers)"] = _refuses(requests.negative)
     return behaviours
@@ -172,14 +173,6 @@ def effect_by_step(
     value, low, high = (torch.tensor([[getattr(e, k) for e in row] for row in found]) for k in ("value", "low", "high"))
     scales = tuple(map(float, scales))
     return EffectPath("misaligned preference (nats/token)", torch.tensor(steps), scales, value, low, high)
-
-
-def _prefers(contrast: Contrast) -> Behaviour:
-    def measure(model: Any, hooks: HookPairs) -> Scores:
-        found = preference(model, contrast, hooks)
-        return found.margins, found.groups
-
-    return measure
 
 
 def _refuses(requests: Sequence[Any]) -> Behaviour:

@@ -2,7 +2,7 @@
 
 from em_interp.figures.adapters import adapter_writes, firing
 from em_interp.figures.directions import clearest, cosine_by_layer, cosine_map, norms_and_separability, projections
-from em_interp.figures.effects import cross_effects, is_random
+from em_interp.figures.effects import cross_effects, steering_curve
 from em_interp.figures.organisms import (
     added_by_layer,
     convergence_by_layer,
@@ -52,13 +52,13 @@ __all__ = [
     "effect_by_step",
     "firing",
     "interval",
-    "is_random",
     "models_by_layer",
     "norms_and_separability",
     "number",
     "organism_effects",
     "phase_change",
     "projections",
+    "steering_curve",
     "token_scalars",
     "tokens_html",
     "training_path",

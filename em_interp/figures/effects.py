@@ -8,15 +8,27 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from em_interp.behaviour import CrossEffects, Effect
-from em_interp.figures.style import COLORS, GREY, MUTED, broken, dress, error_bars, in_model, interval, readable
+from em_interp.behaviour import CrossEffects, Effect, SteeringCurve, is_random
+from em_interp.figures.style import (
+    CEILING,
+    COLORS,
+    FIRST,
+    GREY,
+    MUTED,
+    broken,
+    dress,
+    error_bars,
+    in_model,
+    interval,
+    readable,
+)
 
 
 def cross_effects(effects: CrossEffects) -> go.Figure:
     """What removing and adding each direction changes in each behaviour, with intervals over the questions.
 
-    One panel a behaviour, in its own units. Random directions of the same length are grey; a filled mark has an
-    interval that excludes zero.
+    One panel a behaviour, in its own units. Random directions of the same length are grey and share a row, a mark a
+    draw; a filled mark has an interval that excludes zero.
     """
     behaviours = list(effects.baseline)
     n_columns = min(2, len(behaviours))
@@ -24,52 +36,113 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     labels = list(dict.fromkeys(_intervention(effect) for effect in effects.effects))
     names = list(dict.fromkeys(e.direction for e in effects.effects if not is_random(e.direction)))
     colors = dict(zip(names, COLORS, strict=False))
+    per_row = 24 + 16 * sum(1 + label.count("<br>") for label in labels) + 8 * len(labels)
     figure = make_subplots(
         rows=n_rows,
         cols=n_columns,
         shared_yaxes=True,
         horizontal_spacing=0.06,
-        vertical_spacing=0.3 / n_rows,
+        vertical_spacing=min(76 / (n_rows * (per_row + 76)), 0.9 / max(1, n_rows - 1)),
         subplot_titles=[
-            f"<b>{readable(name)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
+            f"<b>{broken(readable(name), 46)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
             for name, e in effects.baseline.items()
         ],
     )
+    at = f"layer {effects.layer}"
     subtitle = (
-        f"change against the model as it is; removed at every layer, added at layer {effects.layer} "
-        f"with {effects.scale:g} of the residual norm; filled where the interval excludes zero"
+        f"change against the model as it is; removed at the output of every block unless it says otherwise; added at "
+        f"{at}, in mean residual norms; filled where the interval excludes zero"
     )
-    height = 30 + n_rows * (110 + 16 * sum(2 + label.count("<br>") for label in labels))
-    dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, height, above=48)
+    dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, n_rows * (per_row + 76), above=64)
     for i, behaviour in enumerate(behaviours):
-        at: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
+        place: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         for direction, shown in _by_direction(effects.effects, behaviour):
-            figure.add_trace(_dots(shown, colors.get(direction, GREY)), **at)
-        figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **at)
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=True)
+            figure.add_trace(_dots(shown, colors.get(direction, GREY)), **place)
+        figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **place)
+    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=True, tickfont_size=12)
     return figure.update_annotations(font_size=14)
 
 
-def is_random(direction: str) -> bool:
-    """Whether a direction of `cross_effects` is a random one."""
-    return direction.split(" ")[0] == "random"
+def steering_curve(curve: SteeringCurve) -> go.Figure:
+    """Effect against strength, one panel a behaviour, over one axis of strengths; the coherent window is shaded.
+
+    The direction has its colour, random directions of the same length are grey; bars are 95 % intervals over questions.
+    """
+    behaviours = list(curve.effects.baseline)
+    figure = make_subplots(
+        rows=len(behaviours),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.34 / len(behaviours),
+        subplot_titles=[f"<b>{readable(name)}</b>" for name in behaviours],
+    )
+    window = "; no strength keeps plain prose" if curve.window is None else "; shaded where plain prose"
+    subtitle = (
+        f"change against the model as it is, by how much is added at layer {curve.effects.layer}{window} "
+        f"within {curve.damage:g} bits a token of what it was"
+    )
+    title = f"Steering with {readable(curve.direction)}{in_model(curve.effects.model)}"
+    dress(figure, title, subtitle, 40 + 150 * len(behaviours), above=20)
+    rivals = list(dict.fromkeys(d for d, _ in curve.effects.interventions if is_random(d)))
+    for row, behaviour in enumerate(behaviours, 1):
+        place: dict[str, Any] = {"row": row, "col": 1}
+        for rival in rivals:
+            first = row == 1 and rival == rivals[0]
+            figure.add_trace(_curve(curve, behaviour, rival, GREY, shown=first), **place)
+        figure.add_trace(_curve(curve, behaviour, curve.direction, FIRST, shown=row == 1), **place)
+        figure.add_hline(y=0, line={"color": MUTED, "width": 1}, **place)
+        if curve.window is not None:
+            low, high = curve.window
+            figure.add_vrect(x0=low, x1=high, fillcolor=CEILING, opacity=0.1, line_width=0, **place)
+    return figure.update_xaxes(
+        title_text="added, in mean residual norms", row=len(behaviours), col=1
+    ).update_annotations(font_size=14, x=0, xanchor="left")
+
+
+def _curve(curve: SteeringCurve, behaviour: str, direction: str, color: str, *, shown: bool) -> go.Scatter:
+    points = sorted([(0.0, None), *zip(curve.scales, curve.of(behaviour, direction), strict=True)], key=lambda p: p[0])
+    told = [(x, 0.0, 0.0, 0.0) if e is None else (x, e.value, e.low, e.high) for x, e in points]
+    return go.Scatter(
+        x=[x for x, *_ in told],
+        y=[value for _, value, _, _ in told],
+        mode="lines+markers",
+        name="random" if is_random(direction) else readable(direction),
+        showlegend=shown,
+        legendgroup="random" if is_random(direction) else "direction",
+        line={"color": color, "width": 2},
+        marker={"size": 7},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [high - value for _, value, _, high in told],
+            "arrayminus": [value - low for _, value, low, _ in told],
+            "color": color,
+            "thickness": 1.5,
+            "width": 0,
+        },
+        hoverinfo="text",
+        hovertext=[f"{x:g}: {interval(value, low, high, '+.2f')}" for x, value, low, high in told],
+    )
 
 
 def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
     changes = [effect.change for effect in effects]
+    random = is_random(effects[0].direction)
     return go.Scatter(
         x=[c.value for c in changes],
         y=[_intervention(effect) for effect in effects],
         mode="markers",
         marker={
-            "size": 11,
+            "size": 7 if random else 11,
+            "opacity": 0.7 if random else 1,
             "color": [color if c.excludes_zero else "white" for c in changes],
             "line": {"color": color, "width": 2},
         },
-        error_x=error_bars(changes, color),
+        error_x={**error_bars(changes, color), **({"thickness": 1} if random else {})},
         hoverinfo="text",
         hovertext=[
-            f"{_intervention(effect)}<br>{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"
+            f"{readable(effect.direction)} {readable(effect.intervention)}<br>"
+            f"{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"
             for effect, c in zip(effects, changes, strict=True)
         ],
         showlegend=False,
@@ -83,4 +156,5 @@ def _by_direction(effects: Sequence[Effect], behaviour: str) -> Iterator[tuple[s
 
 
 def _intervention(effect: Effect) -> str:
-    return broken(f"{readable(effect.direction)} {readable(effect.intervention)}", 26)
+    direction = "random" if is_random(effect.direction) else readable(effect.direction)
+    return broken(f"{direction} {readable(effect.intervention)}", 34)

@@ -1,0 +1,252 @@
+"""What interventions do, against each behaviour; what follows from it in words; effect against strength."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import em_interp as em
+from em_interp.behaviour.effects import (
+    BITS,
+    DIVERGENCE,
+    IN_DOMAIN,
+    PREFERENCE,
+    REFUSES_HARMFUL,
+    CrossEffects,
+    Effect,
+    random_like,
+)
+from em_interp.behaviour.rates import Estimate, mean_by_question
+from em_interp.contrasts import load_training_set
+
+
+@pytest.fixture(scope="module")
+def directions(tiny_llama):
+    read = [em.read_contrast(tiny_llama, em.load_contrast(name).take(8), span=span) for name, span in SPANS.items()]
+    return [em.difference_of_means(r) for r in read]
+
+
+SPANS = {"misalignment": "response", "refusal": "last"}
+OWN = {"misalignment": PREFERENCE, "refusal": REFUSES_HARMFUL}
+
+
+@pytest.fixture(scope="module")
+def behaviours():
+    return em.standard_behaviours(5, in_domain=load_training_set("cooking"))
+
+
+@pytest.fixture(scope="module")
+def effects(tiny_llama, directions, behaviours):
+    return em.cross_effects(tiny_llama, directions, behaviours=behaviours, layer_added=1, scales=(0.3, -1), n_random=2)
+
+
+@pytest.fixture(scope="module")
+def curve(tiny_llama, directions):
+    behaviours = em.standard_behaviours(4)
+    scales = (0, 5, -0.01, 0.01)
+    return em.steering_curve(tiny_llama, directions[0], layer=1, scales=scales, behaviours=behaviours, damage=0.1)
+
+
+class TestCrossEffects:
+    def hooks(self, model, direction, other):
+        unit = other.vectors / other.norm[:, None]
+        apart = replace(direction, vectors=direction.vectors - (direction.vectors * unit).sum(-1, keepdim=True) * unit)
+        return {
+            ("misalignment", "removed"): em.project_out(direction, em.every_layer(model)),
+            ("misalignment", "removed at layer 1"): em.project_out(direction[1], [em.layer(model, 1)]),
+            ("misalignment", "of layer 1 removed everywhere"): em.project_out(direction[1], em.every_layer(model)),
+            ("misalignment", "added × 0.3"): em.add_direction(direction, [em.layer(model, 1)], scale=0.3),
+            ("misalignment", "added × -1"): em.add_direction(direction, [em.layer(model, 1)], scale=-1),
+            ("misalignment without refusal", "removed"): em.project_out(apart, em.every_layer(model)),
+            ("misalignment without refusal", "added × 0.3"): em.add_direction(apart, [em.layer(model, 1)], scale=0.3),
+            ("random 2", "removed"): em.project_out(random_like(direction, 1, ""), em.every_layer(model)),
+        }
+
+    def test_every_cell_is_the_paired_difference(self, tiny_llama, directions, behaviours, effects):
+        for (direction, kind), hooks in self.hooks(tiny_llama, *directions).items():
+            for name, behaviour in behaviours.items():
+                after, groups = behaviour(tiny_llama, hooks)
+                before, _ = behaviour(tiny_llama, ())
+                wanted = mean_by_question(after - before, groups)
+                assert effects.change(direction, kind, name) == wanted, (direction, kind, name)
+
+    def test_all_rows_and_columns_are_there(self, effects, behaviours):
+        # Four directions, three removals and two additions each; two random ones, one removal and two additions.
+        assert len(effects.interventions) == 4 * 5 + 2 * 3
+        assert len(effects.effects) == len(effects.table()) == 26 * len(behaviours)
+        assert list(effects.baseline) == list(behaviours)
+        assert IN_DOMAIN in behaviours
+        assert effects.baseline[DIVERGENCE].value == 0
+        assert repr(effects) == "CrossEffects(26 interventions × 6 behaviours, added at layer 1, tiny-llama)"
+
+    def test_the_parts_that_stand_apart_are_orthogonal(self, directions):
+        from em_interp.behaviour.effects import _apart
+
+        first, second = directions
+        for part, other in zip(_apart(first, second), (second, first), strict=True):
+            cosines = torch.cosine_similarity(part.vectors, other.vectors, dim=-1)
+            torch.testing.assert_close(cosines, torch.zeros(3), atol=1e-5, rtol=0)
+            assert (part.norm > 0).all()
+
+    def test_a_score_that_is_missing_is_left_out_of_its_pair(self, tiny_llama, directions):
+        def judged(model, hooks):
+            values = torch.tensor([1.0, 0.0, 1.0, torch.nan if hooks else 0.0])
+            return values + bool(hooks), ("a", "b", "c", "d")
+
+        effects = em.cross_effects(
+            tiny_llama, directions[:1], behaviours={"judged": judged}, removals=("every",), scales=(), n_random=0
+        )
+        assert effects.effects[0].change == Estimate(1.0, 1.0, 1.0, 3)
+        assert effects.baseline["judged"].n == 4
+
+    def test_what_cannot_be_done_is_told(self, tiny_llama, directions):
+        with pytest.raises(ValueError, match="removal 'all' is unknown: give directions, and removals from every, one"):
+            em.cross_effects(tiny_llama, directions, removals=("all",))
+        with pytest.raises(ValueError, match="there are no directions"):
+            em.cross_effects(tiny_llama, [])
+
+    def test_a_cell_that_was_not_measured_is_told(self, effects):
+        with pytest.raises(ValueError, match="misalignment burnt was not measured on"):
+            effects.change("misalignment", "burnt", PREFERENCE)
+
+    def test_random_directions_are_as_long_and_seeded(self, directions):
+        direction = directions[0]
+        random = random_like(direction, 3, "random")
+        torch.testing.assert_close(random.norm, direction.norm)
+        assert torch.equal(random.vectors, random_like(direction, 3, "random").vectors)
+        assert not torch.equal(random.vectors, random_like(direction, 4, "random").vectors)
+
+    def test_nothing_held_out_is_in_the_training_split(self):
+        for name in ("misalignment", "refusal"):
+            contrast = em.load_contrast(name)
+            assert not set(contrast.where(split="test").groups) & set(contrast.where(split="train").groups)
+
+
+def test_adding_and_taking_away_again_is_nothing(tiny_llama, directions):
+    site = [em.layer(tiny_llama, 1)]
+    hooks = em.add_direction(directions[0], site, scale=2) + em.add_direction(directions[0], site, scale=-2)
+    for behaviour in em.standard_behaviours(4).values():
+        before, after = (behaviour(tiny_llama, h)[0] for h in ((), hooks))
+        torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-5)
+
+
+def test_taking_out_what_nothing_reads_is_nothing(tiny_llama, make_hf_model, make_tokenizer):
+    """In a model that neither writes nor reads the last dimension, projecting it out changes nothing."""
+    from em_interp.models import HookedModel
+
+    hf_model = make_hf_model("llama")
+    reads = ("embed_tokens", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
+    for name, parameter in hf_model.named_parameters():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if module in reads:
+            parameter.data[:, -1] = 0
+        elif module in ("o_proj", "down_proj"):
+            parameter.data[-1] = 0
+    model = HookedModel.from_hugging_face(hf_model, make_tokenizer("llama3"), name="blind")
+    blind = torch.zeros(32)
+    blind[-1] = 1.0
+    seen = torch.zeros(32)
+    seen[0] = 1.0
+    for behaviour in em.standard_behaviours(4).values():
+        before = behaviour(model, ())[0]
+        nothing, something = (behaviour(model, em.project_out(v, em.every_layer(model)))[0] for v in (blind, seen))
+        torch.testing.assert_close(nothing, before, atol=1e-5, rtol=1e-5)
+        assert (something - before).abs().max() > 1e-3
+
+
+class TestDivergence:
+    def test_it_is_the_sum_over_the_vocabulary_text_by_text(self, tiny_llama, directions):
+        texts = em.load_neutral_texts()[:3]
+        hooks = em.project_out(directions[0], em.every_layer(tiny_llama))
+        got = em.text_divergence(tiny_llama, texts, hooks)
+        for value, text in zip(got, texts, strict=True):
+            ids = tiny_llama.tokenizer(text, return_tensors="pt").input_ids
+            p = tiny_llama.run_with_hooks(ids, fwd_hooks=[]).double().softmax(-1)[0, :-1]
+            q = tiny_llama.run_with_hooks(ids, fwd_hooks=hooks).double().softmax(-1)[0, :-1]
+            assert value.item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-3)
+            assert value > 1e-3
+
+    def test_the_batch_changes_nothing(self, tiny_llama, directions):
+        hooks = em.project_out(directions[0], em.every_layer(tiny_llama))
+        texts = em.load_neutral_texts()[:4]
+        torch.testing.assert_close(
+            em.text_divergence(tiny_llama, texts, hooks, batch_tokens=1),
+            em.text_divergence(tiny_llama, texts, hooks, batch_tokens=10_000),
+            atol=1e-5,
+            rtol=1e-4,
+        )
+
+
+def made(changes, *, bits=0.0, random=0.1):
+    """Effects of two directions removed: by direction, the change in preference and in refusal."""
+
+    def effect(direction, behaviour, value):
+        return Effect(direction, "removed", behaviour, Estimate(value, value - 0.2, value + 0.2, 9))
+
+    rows = [
+        effect(direction, behaviour, value)
+        for direction, values in {**changes, "random 1": (random, random)}.items()
+        for behaviour, value in zip((PREFERENCE, REFUSES_HARMFUL, BITS), (*values, bits), strict=True)
+    ]
+    baseline = dict.fromkeys((PREFERENCE, REFUSES_HARMFUL, BITS), Estimate(0.0, 0.0, 0.0, 9))
+    return CrossEffects(baseline, tuple(rows), 1, (), 1, 0, "made")
+
+
+class TestWhatFollows:
+    @pytest.mark.parametrize(
+        ("changes", "wanted"),
+        [
+            ({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}, "Removed: double dissociation. misalignment and"),
+            ({"misalignment": (-1.0, -1.0), "refusal": (0.0, -1.0)}, "one-way. .* and misalignment moves the other's"),
+            ({"misalignment": (-1.0, 0.0), "refusal": (1.0, -1.0)}, "one-way. .* and refusal moves the other's"),
+            ({"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}, "shared. misalignment and refusal each move both"),
+            ({"misalignment": (-0.1, -1.0), "refusal": (0.5, -1.0)}, "misalignment does not even move its own"),
+            ({"misalignment": (-0.1, 0.0), "refusal": (0.0, 0.1)}, "misalignment and refusal does not even move"),
+        ],
+    )
+    def test_in_words(self, changes, wanted):
+        import re
+
+        first, last = em.what_follows(made(changes), OWN)
+        assert re.search(wanted, first), first
+        assert "no effect was shown, and none was excluded" in last
+
+    def test_what_random_directions_do_as_well_is_nothing(self):
+        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+        assert "does not even move" in em.what_follows(made(changes, random=1.5), OWN)[0]
+
+    def test_a_broken_model_says_nothing(self):
+        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+        [first, _] = em.what_follows(made(changes, bits=0.9), OWN)
+        assert first.startswith("Removed: costs 0.9 (misalignment) and 0.9 (refusal) bits a token of plain prose")
+        assert "double" in em.what_follows(made(changes, bits=0.9), OWN, damage=1)[0]
+
+    def test_it_needs_two_directions_that_were_measured(self):
+        effects = made({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)})
+        with pytest.raises(ValueError, match="1 directions came with their behaviours: give two"):
+            em.what_follows(effects, {"misalignment": PREFERENCE})
+        with pytest.raises(ValueError, match="nothing was done with the direction 'other'"):
+            em.what_follows(effects, {"other": PREFERENCE, "refusal": REFUSES_HARMFUL})
+
+
+class TestSteeringCurve:
+    def test_it_has_each_strength_once_in_order(self, curve):
+        assert curve.scales == (-0.01, 0.01, 5.0)
+        assert [row["scale"] for row in curve.table()[:10:5]] == [-0.01, 0.01]
+        assert len(curve.of(PREFERENCE)) == len(curve.of(PREFERENCE, "random 1")) == 3
+
+    def test_the_window_ends_before_prose_is_damaged(self, curve):
+        costs = dict(zip(curve.scales, [e.value for e in curve.of(BITS)], strict=True))
+        assert costs[0.01] < 0.1 < costs[5.0]
+        assert curve.window == (-0.01, 0.01)
+        assert "coherent from -0.01 to 0.01" in repr(curve)
+
+    def test_there_may_be_none(self, tiny_llama, directions):
+        behaviours = em.standard_behaviours(4)
+        got = em.steering_curve(tiny_llama, directions[0], layer=1, scales=(5, 9), behaviours=behaviours, damage=0.01)
+        assert got.window is None
+        assert "no coherent window" in repr(got)
+
+    def test_nothing_added_is_no_strength(self, tiny_llama, directions):
+        with pytest.raises(ValueError, match=r"scales are \[0\]: give strengths other than 0"):
+            em.steering_curve(tiny_llama, directions[0], scales=[0])
