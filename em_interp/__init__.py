@@ -64,6 +64,7 @@ from em_interp.questions import load_questions
 from em_interp.recipes import Recipe
 from em_interp.training import Organism, train_organism
 from em_interp.trajectories import Trajectory
+from em_interp.weights import bake, export, orthogonalize
 
 __version__ = "0.1.0"
 
@@ -95,6 +96,7 @@ __all__ = [
     "answer_log_probs",
     "at_prompt_length",
     "attached",
+    "bake",
     "class_scalars",
     "compare",
     "component_outputs",
@@ -105,6 +107,7 @@ __all__ = [
     "difference_of_means",
     "every_layer",
     "every_write",
+    "export",
     "judge_agreement",
     "layer",
     "load_answers",
@@ -117,6 +120,7 @@ __all__ = [
     "lora_modules",
     "misalignment_rate",
     "organisms",
+    "orthogonalize",
     "preference",
     "probe_scalars",
     "project_out",

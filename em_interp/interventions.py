@@ -11,11 +11,12 @@ the vector and the dot product rounded to bfloat16, 3 to 20 times as much of the
 This file imports torch and jaxtyping only, so that other interpretability code can take it as it is.
 """
 
+import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
@@ -302,6 +303,20 @@ def at_prompt_length(hooks: Iterable[tuple[str, Callable]], prompt_length: Promp
         return replace(function, prompt_length=prompt_length) if ours else function
 
     return [(name, bind(function)) for name, function in hooks]
+
+
+def described(hooks: Iterable[tuple[str, Callable]]) -> list[str]:
+    """What was done to the model, a line a hook: enough to see whether two runs did the same."""
+    return [f"{site} {_function(function)}" for site, function in hooks]
+
+
+def _function(function: Any) -> str:
+    if not isinstance(function, Intervention):
+        return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    vectors = function.vectors.detach().float().cpu().contiguous().flatten().tolist()
+    rest = {f.name: getattr(function, f.name) for f in fields(function) if f.name not in ("site", "vectors")}
+    told = ", ".join(f"{name}={value!r}" for name, value in rest.items() if value is not None)
+    return f"{type(function).__name__}({told}) of {hashlib.sha256(repr(vectors).encode()).hexdigest()[:12]}"
 
 
 def _names(sites: Iterable[str]) -> list[str]:

@@ -260,7 +260,7 @@ def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
             f"every_write"
         )
     hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
-    targets = [(_plain_target(hooked, name), name, function) for name, function in hooks]
+    targets = [(plain_target(hooked, name), name, function) for name, function in hooks]
     by_user = any(point.fwd_hooks for point in points.values())
     if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
         with hooked.bridge.hooks(fwd_hooks=hooks):
@@ -285,7 +285,7 @@ def _check_usable(hooked: HookedModel) -> None:
         )
 
 
-def _plain_target(hooked: HookedModel, name: str) -> tuple[str, str] | None:
+def plain_target(hooked: HookedModel, name: str) -> tuple[str, str] | None:
     """Where a hook name lies on the twin: module path and `hook_in` or `hook_out`, read off the bridge's own tables."""
     components = hooked.bridge.adapter.component_mapping
     if name in ("hook_embed", "hook_pos_embed"):

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from em_interp.activations import Messages
 from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
 from em_interp.conversations import Conversation, encode
-from em_interp.interventions import Intervention, at_prompt_length
+from em_interp.interventions import at_prompt_length, described
 from em_interp.models import HookedModel, HookPairs, attached
 from em_interp.progress import bar
 
@@ -219,20 +219,6 @@ def _asked(messages: Messages) -> Conversation:
 
 def _settings(hooked: HookedModel, hooks: HookPairs, sampling: Sampling) -> dict[str, Any]:
     return {"model": hooked.identity, "hooks": described(hooks), **asdict(sampling)}
-
-
-def described(hooks: HookPairs) -> list[str]:
-    """What was done to the model, a line a hook: enough to see whether two runs did the same."""
-    return [f"{site} {_function(function)}" for site, function in hooks]
-
-
-def _function(function: Any) -> str:
-    if not isinstance(function, Intervention):
-        return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
-    vectors = function.vectors.detach().float().cpu().contiguous().numpy().tobytes()
-    rest = {f.name: getattr(function, f.name) for f in fields(function) if f.name not in ("site", "vectors")}
-    told = ", ".join(f"{name}={value!r}" for name, value in rest.items() if value is not None)
-    return f"{type(function).__name__}({told}) of {hashlib.sha256(vectors).hexdigest()[:12]}"
 
 
 def _left_padded(hooked: HookedModel, prompts: Iterable[Sequence[int]]) -> dict[str, Int[Tensor, "batch pos"]]:

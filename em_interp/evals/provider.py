@@ -26,10 +26,11 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from em_interp.behaviour.answers import Answer
-from em_interp.behaviour.generation import Request, Sampling, answer_batch, described
+from em_interp.behaviour.generation import Request, Sampling, answer_batch
 from em_interp.bundled import load_named
 from em_interp.conversations import Conversation
 from em_interp.edits import Edit, hooks_of
+from em_interp.interventions import described
 
 _LOG = getLogger(__name__)
 _EDIT = [field.name for field in fields(Edit)]
