@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 
 import em_interp as em
-from benchmarks import baselines, organisms
+from benchmarks import answers, baselines, organisms
 from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
+from benchmarks.rates import rates
 from benchmarks.timing import cpu_seconds, table
 from em_interp.conversations import encode
 from em_interp.models import HookedModel, attached
@@ -147,9 +148,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {rounds}\n")
     with quiet():
         model = em.load_bundled()
-        for table_of in (reading, generation):
+        for table_of in (reading, generation, answers.responding, answers.preferring):
             print(table_of(model, rounds), flush=True)
-        print(thin(rounds), comparing(), memory(), sep="\n", flush=True)
+        print(thin(rounds), comparing(), rates(), memory(), sep="\n", flush=True)
         print(organisms.training(rounds), flush=True)
         print(organisms.scalars(rounds), flush=True)
         print(organisms.following(), flush=True)

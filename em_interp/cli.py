@@ -212,6 +212,92 @@ def respond(  # noqa: PLR0913 - one parameter a flag
 
 
 @app.command()
+def effects(  # noqa: PLR0913 - one parameter a flag
+    first: Annotated[str, typer.Argument(help="A direction's file, or a contrast by name or file.")] = "misalignment",
+    second: Annotated[str, typer.Argument(help="The direction to hold against it.")] = "refusal",
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    first_span: Annotated[Span, typer.Option(help="Tokens the first is read on.")] = "response",
+    second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
+    layer: Annotated[int | None, typer.Option(help="Where directions are added; the middle layer.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Mean residual norms added; may be repeated.")] = None,
+    n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
+    questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Remove and add two directions, and print what that does to misalignment, refusal and plain prose.
+
+    Example:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.2
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp import cross_effects, standard_behaviours, what_follows
+        from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
+        from em_interp.bundled import load_named
+        from em_interp.files import write_atomically
+
+        hooked = load_named(model, adapter)
+        pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
+        found = cross_effects(
+            hooked,
+            pair,
+            layer_added=layer,
+            scales=scale or (0.2, 0.5),
+            n_random=n_random,
+            behaviours=standard_behaviours(questions),
+            seed=0,
+        )
+        follows = what_follows(found, dict(zip([d.name for d in pair], (PREFERENCE, REFUSES_HARMFUL), strict=True)))
+        if out is not None:
+            write_atomically(out, json.dumps({"effects": found.table(), "what_follows": follows}, indent=1) + "\n")
+    _say("\n".join([repr(found), *map(_effect_line, found.table())]), quiet)
+    typer.echo("\n".join(follows))
+
+
+def _direction(hooked, name: str, span: Span):
+    """A direction from its file, or read from a contrast's training split."""
+    from em_interp import Direction, difference_of_means, load_contrast, read_contrast
+
+    if name.endswith(".safetensors"):
+        return Direction.load(name)
+    return difference_of_means(read_contrast(hooked, load_contrast(name).for_training(), span=span))
+
+
+def _effect_line(row: dict) -> str:
+    what = f"{row['direction']} {row['intervention']}"
+    return f"{row['behaviour'][:44]:<44}  {what[:52]:<52}  {row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+@app.command()
+def export(  # noqa: PLR0913 - one parameter a flag
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    model: Model = "bundled",
+    adapter: Adapter = None,
+    project_out: Annotated[
+        str | None, typer.Option(help="The file of a direction that can no more be written.")
+    ] = None,
+    add: Annotated[str | None, typer.Option(help="The file of one that is always added; needs --layer.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Whose vector; by default each layer's own is taken out.")] = None,
+    scale: Annotated[float, typer.Option(help="How much is added, in mean residual norms.")] = 1.0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a steered or ablated model as a plain Hugging Face folder, for vLLM or anything else.
+
+    Example:  em-interp export ablated --model cooking-rank1 --project-out misalignment.safetensors --layer 15
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp import export as write_folder
+        from em_interp.bundled import load_named
+        from em_interp.edits import Edit
+
+        sites = "writes" if project_out else "own"
+        edit = Edit(project_out=project_out, add=add, layer=layer, sites=sites, scale=scale)
+        hooked = load_named(model, adapter)
+        path = write_folder(hooked, edit.hooks(hooked), out)
+    _say(f"written to {path}", quiet)
+
+
+@app.command()
 def judge(  # noqa: PLR0913 - one parameter a flag
     answers: Annotated[Path, typer.Argument(help="What em-interp respond wrote.")],
     judge: Annotated[str, typer.Option(help="Any Inspect model: openai/gpt-4o, openai-api/local/NAME, hf/NAME …")],

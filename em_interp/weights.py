@@ -1,17 +1,19 @@
-"""The edits of interventions.py as weights: how steered and ablated models reach vLLM and plain transformers.
+"""The same edits as hook functions make, as weights, so that a steered or ablated model runs without this library.
 
-What is written to the residual stream is an affine map of what was computed, W·x + b. A projection or an addition
-behind it is another affine map, so the two are one: W ← (I − VᵀV) W and b ← (I − VᵀV) b + v. What acts on the sum of
-writes, on some positions only, or behind a norm, is no such map, and is refused.
+A hook on something that is written to the residual stream is an edit of the weights that write it: taking out a
+direction orthogonalises them, W − v̂v̂ᵀW, and adding one goes into their bias. Whatever weights cannot do is refused
+with the reason, and the result is compared with the hooked model before it is handed over.
 """
 
 import copy
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,192 +22,303 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, described, project_out
-from em_interp.models import HookedModel, HookPairs, every_write, plain_target
+from em_interp.files import write_atomically
+from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
+from em_interp.models import HookedModel, HookPairs, attached, every_write
+
+RECORD = "em_interp.json"
 
 _FORMAT = "em_interp.export/1"
-_SITE = re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>attn_out|mlp_out|resid_pre|resid_post)")
+_LIBRARIES = ("em-interp", "torch", "transformers", "peft", "transformer-lens")
+_SITE = re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>resid_pre|resid_post|attn_out|mlp_out)")
 _EMBEDDINGS = ("hook_embed", "hook_pos_embed")
+_PROJECTIONS = {"attn": "o", "mlp": "out"}  # the part of a block's component that writes to the stream
+_ROWS = 8192  # rows of an embedding edited at once: the whole in float32 would not fit beside a large model
+_AS_HOOK = "keep it as a hook, as `respond` and the Inspect provider do"
 
 
-def orthogonalize(model: Any, direction: AnyDirection) -> nn.Module:
-    """A plain Hugging Face model that cannot write a direction: W ← W − r̂r̂ᵀW on all that is ever added to the stream.
+def orthogonalize(model: Any, direction: AnyDirection) -> Any:
+    """A plain Hugging Face model that cannot write a direction: W − v̂v̂ᵀW on all that writes to the stream, biases too.
 
-    Embeddings, attention outputs, MLP outputs and their biases; a tied unembedding is untied first and stays as it was
-    (Arditi et al. 2024, arXiv 2406.11717, appendix on weight orthogonalisation). The same as baking
-    `project_out(direction, every_write(model))`; the model itself is left untouched.
+    These are the embeddings (untied from the unembedding, which stays as it is), every attention and every MLP output.
+    Arditi et al. 2024 (arXiv 2406.11717), section 4.1. It is `bake` of `project_out(direction, every_write(model))`,
+    and not what projecting out at every layer's output does.
+
+    Args:
+        model: as in `bake`.
+        direction: one vector for all weights; or one a layer, a tensor (row = layer number) or a `Direction`: then
+            each block's weights take their own layer's, and the embedding takes that of layer 0.
 
     Raises:
-        ValueError: as for `bake`.
+        ValueError: as in `bake`, such as for Gemma 2 and 3; or the direction is zero, not finite, or has no layer 0.
     """
     return bake(model, project_out(direction, every_write(model)))
 
 
-def bake(model: Any, hooks: HookPairs) -> nn.Module:
-    """A new plain Hugging Face model, adapters merged, whose weights do what these hooks do; the model stays untouched.
+@torch.no_grad()
+def bake(model: Any, hooks: HookPairs) -> Any:
+    """A new plain Hugging Face model whose weights do what hook functions do; the live model is left untouched.
 
-    Weights can carry projections on `hook_embed`, `hook_pos_embed`, `hook_attn_out` and `hook_mlp_out`, as
-    `every_write` lists them, and additions there, at `hook_resid_pre` and at `hook_resid_post`, where the architecture
-    has a bias or its settings allow one (Llama's do).
+    Weights can carry, at all positions, `project_out`, `project_out_subspace`, `set_projection` and `add_direction` on
+    what is written to the stream (`hook_embed`, `hook_pos_embed`, every `hook_attn_out` and `hook_mlp_out`), and
+    `add_direction` between blocks (`hook_resid_pre` and `post`). A block's output takes an addition in its
+    bias: one that the architecture has (GPT-2) or that its configuration allows (Llama), and none on Qwen2.
+    An adapter is merged first. The edit is computed in float32 or better. There must be room for a second model.
+
+    Args:
+        model: a `HookedModel`, or a bare bridge.
+        hooks: `(hook_name, function)` pairs; those at one site act in their order. None at all copies the model.
 
     Raises:
-        ValueError: a hook that weights cannot carry (which one, why, and what to do instead), or a bare bridge, whose
-            weights belong to somebody else.
+        ValueError: weights cannot carry a hook; the message says which, why, and what to do instead.
+        RuntimeError: the weights do not compute what the hooks do, as may be on an architecture not met before.
     """
     hooked = HookedModel.of(model)
-    if hooked.plain is None:
-        raise ValueError("a bare bridge has no plain model to copy: load it with load_model")
-    checked = [_checked(hooked, name, function) for name, function in hooks]
-    baked = _copy(hooked)
-    # Within a block the writes come before the sum at its end; at one place the hooks act in their order.
-    for name, function in sorted(checked, key=lambda hook: "resid" in hook[0]):
-        _write(hooked, baked, name, function)
+    _check_bridge(hooked)
+    for name, function in hooks:
+        _check_function(name, function)
+    with attached(hooked, hooks) as live:  # refuses unknown names, and a model in train or compatibility mode
+        wanted = _probe_logits(hooked, live)
+    plan = _plan(hooked, hooks)
+    baked = _plain_copy(hooked)
+    for path, functions in plan.items():
+        _edit(baked, path, functions)
+    _check_same(hooked, _probe_logits(hooked, baked), wanted)
     return baked
 
 
 def export(model: Any, hooks: HookPairs, folder: str | Path) -> Path:
-    """Bake hooks into a copy and write it with its tokenizer as a folder that transformers and vLLM load.
+    """Bake hooks into a folder that plain transformers and vLLM load: weights, tokenizer, and `em_interp.json`.
 
-    `em_interp.json` in it tells which model it was and what was done to it. The folder appears whole or not at all.
+    The JSON says what was baked: the model's identity, every hook's site and kind, and the versions at work. The
+    folder appears whole or not at all.
 
     Raises:
-        ValueError: as for `bake`; or the folder exists and holds something.
+        ValueError: the folder exists and is not empty; the model has no tokenizer; or as in `bake`.
+        RuntimeError: as in `bake`.
     """
     hooked, target = HookedModel.of(model), Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already: choose another folder")
-    baked: Any = bake(hooked, hooks)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, so name a new one")
+    if hooked.tokenizer is None:
+        raise ValueError("the bridge has no tokenizer, without which a model is no use to anybody: boot it with one")
+    baked = bake(hooked, hooks)
     target.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         baked.save_pretrained(workplace)
         hooked.tokenizer.save_pretrained(workplace)
-        record = {"format": _FORMAT, "model": hooked.identity, "hooks": described(hooks)}
-        record["em_interp"] = metadata.version("em-interp")
-        (workplace / "em_interp.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.chmod(workplace, 0o755)
-        os.replace(workplace, target)
+        write_atomically(workplace / RECORD, json.dumps(_record(hooked, hooks), indent=1, ensure_ascii=False) + "\n")
+        workplace.chmod(0o755)
+        os.rename(workplace, target)
     except BaseException:
         shutil.rmtree(workplace, ignore_errors=True)
         raise
     return target
 
 
-def _checked(hooked: HookedModel, name: str, function: Callable[..., Any]) -> tuple[str, Intervention]:
-    """The hook, if it is one that weights can carry at all."""
-    reason = _refusal(hooked, name, function)
-    if reason:
-        raise ValueError(f"weights cannot carry the hook at {name}: {reason}")
-    assert isinstance(function, Intervention)
-    return name, function
+def _record(hooked: HookedModel, hooks: HookPairs) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "model": hooked.identity,
+        "hooks": [{"site": name, **_described(function)} for name, function in hooks],
+        "versions": {name: metadata.version(name) for name in _LIBRARIES},
+    }
 
 
-def _refusal(hooked: HookedModel, name: str, function: Callable[..., Any]) -> str:
-    """Why a hook cannot be had as weights, and what to do instead; empty where it can."""
-    match = _SITE.fullmatch(name)
-    if not isinstance(function, SetProjection | AddVector):
-        return "it is a function of somebody else's; bake projections and additions of this library"
+def _described(function: Any) -> dict[str, Any]:
+    vectors = function.vectors.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(vectors.numpy().tobytes()).hexdigest()[:12]
+    if isinstance(function, AddVector):
+        return {"kind": "add", "length": float(vectors.norm()), "coefficient": function.coefficient, "vectors": digest}
+    if function.value:
+        return {"kind": "set_projection", "value": function.value, "vectors": digest}
+    return {"kind": "project_out", "rank": len(vectors), "vectors": digest}
+
+
+def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[str, list[Intervention]]:
+    """The interventions of each module that writes, in the order in which they act on what it writes."""
+    plan: dict[str, list[Intervention]] = {}
+    in_time = sorted(hooks, key=lambda hook: "hook_resid" in hook[0])  # an output is edited, then goes into the stream
+    for name, function in in_time:
+        plan.setdefault(_writer(hooked, name), []).append(function)
+    return plan
+
+
+def _check_bridge(hooked: HookedModel) -> None:
+    there = [name for name, point in hooked.bridge.hook_dict.items() if point.fwd_hooks]
+    if there:
+        raise ValueError(
+            f"somebody has put hooks of their own on the bridge, at {there[0]}, and weights would not have them: "
+            f"take them off (model.bridge.reset_hooks()) and give them in the list"
+        )
+
+
+def _check_function(name: str, function: Any) -> None:
+    if type(function) not in (SetProjection, AddVector):
+        raise ValueError(
+            f"the hook at {name} is a {type(function).__name__} from elsewhere, and what it is in weights nobody "
+            f"knows: make it with project_out, project_out_subspace, set_projection or add_direction"
+        )
     if function.positions != "all":
-        return f"it acts on the {function.positions} only, and weights act on every position"
-    if match is None and name not in _EMBEDDINGS:
-        return "it is none of what is written to the stream; see every_write"
-    if match and match["place"].startswith("resid") and isinstance(function, SetProjection):
-        return "a projection there acts on the sum of all writes; project out of each of them, with every_write(model)"
-    place = _written_by(name)
-    path, _ = plain_target(hooked, place) or ("", "")
-    if place not in _EMBEDDINGS and "norm" in path.rpartition(".")[2]:
-        return "this architecture has a norm with a gain of its own behind that output; use the hooks"
-    return ""
+        raise ValueError(
+            f"the intervention at {name} acts on the {function.positions} only, and weights act at every position: "
+            f"leave positions out, or {_AS_HOOK}"
+        )
+    if name.endswith("hook_resid_mid"):
+        raise ValueError(
+            f"a hook at {name} changes what the block's MLP reads and not what goes on in the stream, and no bias does "
+            f"that: add at hook_attn_out of the same block to have both, or {_AS_HOOK}"
+        )
+    if "hook_resid" in name and isinstance(function, SetProjection):
+        raise ValueError(
+            f"a projection at {name} acts on the sum of all that was written before, and weights act on one write "
+            f"each: project out at every_write(model), which is another intervention than at the stream, or {_AS_HOOK}"
+        )
 
 
-def _written_by(name: str) -> str:
-    """The last write before a place in the stream: what is added there can be added to that."""
+def _writer(hooked: HookedModel, name: str) -> str:
+    """The path of the module whose weights take a hook, such as `model.layers.3.mlp.down_proj`."""
     match = _SITE.fullmatch(name)
-    if match is None or not match["place"].startswith("resid"):
-        return name
-    layer = int(match["layer"]) - (match["place"] == "resid_pre")
-    return f"blocks.{layer}.hook_mlp_out" if layer >= 0 else "hook_embed"
+    if match is None and name not in _EMBEDDINGS:
+        raise ValueError(
+            f"{name} is no place where weights write to the residual stream: weights carry hooks at every_write(model),"
+            f" and additions at every_layer(model) too"
+        )
+    number, place = (int(match["layer"]), match["place"]) if match else (0, name)
+    if place == "resid_pre":
+        number, place = (number - 1, "mlp_out") if number else (0, "hook_embed")
+    if place in _EMBEDDINGS:
+        return hooked.bridge.adapter.component_mapping[place.removeprefix("hook_")].name
+    return _block_writer(hooked, name, number, "attn_out" if place == "attn_out" else "mlp_out")
 
 
-def _copy(hooked: HookedModel) -> Any:
+def _block_writer(hooked: HookedModel, name: str, number: int, write: str) -> str:
+    block: Any = hooked.bridge.blocks[number]
+    component = block.hook_aliases.get(f"hook_{write}", "").partition(".")[0]
+    part = block.submodules.get(component)
+    if part is not None and component not in _PROJECTIONS:
+        raise ValueError(
+            f"what is written at {name} comes out of a norm with weights of its own, {block.name}.{part.name}, and no "
+            f"weights before a norm can fix what comes after it (Gemma 2 and 3 are built like this): {_AS_HOOK}"
+        )
+    last = None if part is None else part.submodules.get(_PROJECTIONS[component])
+    if part is None or last is None:
+        raise ValueError(f"no one linear module writes what is at {name} on this architecture: {_AS_HOOK}")
+    return f"{block.name}.{part.name}.{last.name}"
+
+
+def _plain_copy(hooked: HookedModel) -> Any:
+    """A Hugging Face model of its own, adapters merged in as far as they take part now."""
+    if hooked.plain is None:
+        return _unbridged(hooked)
     if not hooked.peft_models:
         return copy.deepcopy(hooked.plain)
-    twin: Any = copy.deepcopy(hooked.peft_models[-1])
-    return twin.merge_and_unload() if hooked.adapter_enabled else twin.unload()
+    peft_model = copy.deepcopy(hooked.peft_models[-1])
+    return peft_model.merge_and_unload() if hooked.adapter_enabled else peft_model.unload()
 
 
-@torch.no_grad()
-def _write(hooked: HookedModel, baked: Any, name: str, function: Intervention) -> None:
-    place = _written_by(name)
-    if place in _EMBEDDINGS:
-        _edit_embedding(hooked, baked, place, function)
-        return
-    module = _output(hooked, baked, place)
-    moved = isinstance(function, AddVector) or (isinstance(function, SetProjection) and function.value != 0)
-    if moved and module.bias is None:
-        _give_biases(baked)
-        if module.bias is None:
-            raise ValueError(
-                f"weights cannot carry the hook at {name}: {type(baked).__name__} has no bias there and no setting for "
-                f"one; use the hooks"
-            )
-    # Columns of a weight [d_model, d_in] are vectors of the stream; GPT-2 keeps its weights transposed, as rows.
-    weight = module.weight.double() if _is_conv1d(module) else module.weight.double().mT
-    edited = _edited(function, weight, offset=False)
-    module.weight.copy_((edited if _is_conv1d(module) else edited.mT).to(module.weight.dtype))
-    if module.bias is not None:
-        module.bias.copy_(_edited(function, module.bias.double(), offset=True).to(module.bias.dtype))
-
-
-def _edited(
-    function: Intervention, written: Float[Tensor, "*vector d_model"], *, offset: bool
-) -> Float[Tensor, "*vector d_model"]:
-    """The affine map on vectors of the stream: its linear part, or all of it where the offset belongs."""
-    vectors = function.vectors.double().to(written.device)
-    stream = written.reshape(1, -1, written.shape[-1])  # as [batch pos d_model], which is what interventions edit
-    edited = function.edit(stream, vectors)
-    if not offset:
-        edited = edited - function.edit(torch.zeros_like(stream), vectors)
-    return edited.reshape(written.shape)
-
-
-def _edit_embedding(hooked: HookedModel, baked: Any, place: str, function: Intervention) -> None:
-    embedding = baked.get_submodule((plain_target(hooked, place) or ("", ""))[0])
-    unembedding = baked.get_output_embeddings()
-    if unembedding is not None and unembedding.weight is embedding.weight:
-        unembedding.weight = nn.Parameter(embedding.weight.detach().clone())
-        baked.config.tie_word_embeddings = False
-    scale = float(getattr(embedding, "embed_scale", 1.0))  # Gemma multiplies behind the table
-    rows = _edited(function, embedding.weight.double() * scale, offset=True) / scale
-    embedding.weight.copy_(rows.to(embedding.weight.dtype))
-
-
-def _output(hooked: HookedModel, baked: Any, place: str) -> Any:
-    """The linear layer that writes at a place, by the bridge's own tables."""
-    block: Any = hooked.bridge.blocks[int(place.split(".")[1])]
-    part, inner = ("attn", "o") if place.endswith("attn_out") else ("mlp", "out")
-    component = block.submodules[part]
-    return baked.get_submodule(f"{block.name}.{component.name}.{component.submodules[inner].name}")
-
-
-def _give_biases(baked: Any) -> None:
-    """Switch on the biases that the architecture's settings allow, all zero, so that the folder loads as it is."""
-    config = baked.config
-    settings = [name for name in ("mlp_bias", "attention_bias") if getattr(config, name, None) is False]
-    for name in settings:
-        setattr(config, name, True)
+def _unbridged(hooked: HookedModel) -> Any:
+    """The model that somebody else's bridge has wrapped, without the wrapping."""
+    wrapped = hooked.bridge.original_model
+    tensors = {name.replace("._original_component", ""): t for name, t in wrapped.state_dict().items()}
     with torch.device("meta"):
-        like = type(baked)(config)
-    for path, module in like.named_modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            ours: Any = baked.get_submodule(path)
-            if ours.bias is None:
-                ours.bias = nn.Parameter(
-                    torch.zeros(ours.out_features, dtype=ours.weight.dtype, device=ours.weight.device)
-                )
+        wanted = type(wrapped)(copy.deepcopy(wrapped.config)).state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"the bridge does not hand over {missing[0]}, as with an unmerged adapter: load the model with load_model, "
+            f"which keeps a plain one beside the bridge"
+        )
+    state = {name: tensors[name].clone() for name in wanted}
+    config = copy.deepcopy(wrapped.config)
+    clean = type(wrapped).from_pretrained(None, config=config, state_dict=state, dtype=hooked.dtype)
+    clean.generation_config = copy.deepcopy(wrapped.generation_config)
+    return clean.to(hooked.device).eval()
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def _edit(baked: Any, path: str, functions: Sequence[Intervention]) -> None:
+    """Make a module write what the interventions would make of what it writes."""
+    module = baked.get_submodule(path)
+    if isinstance(module, nn.Embedding):
+        _untie(baked, module)
+        _edit_table(module, functions)
+        return
+    rows = _rows(module, path)
+    projections = [replace(f, value=0.0) for f in functions if isinstance(f, SetProjection)]
+    rows.copy_(_edited(rows, projections))
+    bias = rows.new_zeros(rows.shape[1]) if module.bias is None else module.bias
+    offset = _edited(bias[None], functions)[0]
+    if module.bias is None and offset.any():
+        _give_bias(baked, path, functions[-1].site)
+    if module.bias is not None:
+        module.bias.copy_(offset)
+
+
+def _edited(rows: Float[Tensor, "row d_model"], functions: Sequence[Intervention]) -> Float[Tensor, "row d_model"]:
+    """What becomes of vectors in the residual stream, in float32 or better."""
+    stream = rows.to(torch.promote_types(rows.dtype, torch.float32))[None]
+    for function in functions:
+        stream = function.edit(stream, function.vectors.to(stream))
+    return stream[0]
+
+
+def _edit_table(table: Any, functions: Sequence[Intervention]) -> None:
+    """Edit every token's row as it goes into the stream, which on Gemma is after a scale."""
+    scale = float(torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(table.weight.dtype))
+    for rows in table.weight.split(_ROWS):
+        rows.copy_(_edited(rows.float() * scale, functions) / scale)
+
+
+def _rows(module: Any, path: str) -> Float[Tensor, "inputs d_model"]:
+    """The weight as vectors that are written to the stream: the columns of a linear layer, the rows of a Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, Conv1D)
+    kind = type(module)
+    if kind not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+        raise ValueError(
+            f"{path} is a {kind.__name__}, whose weights cannot be edited: load the model unquantised, or {_AS_HOOK}"
+        )
+    return module.weight.T if kind is nn.Linear else module.weight
+
+
+def _untie(baked: Any, table: nn.Embedding) -> None:
+    """Give the unembedding weights of its own before the embedding's are edited."""
+    head = baked.get_output_embeddings()
+    if head is not None and head.weight is table.weight:
+        head.weight = nn.Parameter(table.weight.detach().clone())
+        baked.config.tie_word_embeddings = False
+        baked.all_tied_weights_keys = baked.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _give_bias(baked: Any, path: str, site: str) -> None:
+    """Switch on whichever option of the configuration gives this module a bias, zero wherever else it gives one."""
+    for option in [name for name, value in baked.config.to_dict().items() if name.endswith("_bias") and value is False]:
+        config = copy.deepcopy(baked.config)
+        setattr(config, option, True)
+        with torch.device("meta"):
+            gained = set(type(baked)(config).state_dict()) - set(baked.state_dict())
+        if f"{path}.bias" in gained and all(name.endswith(".bias") for name in gained):
+            for name in gained:
+                owner: Any = baked.get_submodule(name.removesuffix(".bias"))
+                owner.bias = nn.Parameter(owner.weight.new_zeros(owner.out_features))
+            setattr(baked.config, option, True)
+            return
+    raise ValueError(
+        f"nothing can be added at {site}: {type(baked).__name__} has no bias at {path} and no option that gives it "
+        f"one, and it is only there that weights can add (at hook_embed they always can): {_AS_HOOK}"
+    )
+
+
+def _probe_logits(hooked: HookedModel, hf_model: Any) -> Float[Tensor, "pos vocab"]:
+    ids = torch.linspace(0, hooked.cfg.d_vocab - 1, 24, device=hooked.device).long()[None]
+    return hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
+
+
+def _check_same(hooked: HookedModel, got: Float[Tensor, "pos vocab"], wanted: Float[Tensor, "pos vocab"]) -> None:
+    error = float((got - wanted).norm() / wanted.norm())
+    if not error <= max(1e-4, 16 * torch.finfo(hooked.dtype).eps):
+        raise RuntimeError(
+            f"the weights do not do on {hooked.name} what the hooks do, logits are off by {error:.1%}: this "
+            f"architecture writes to the stream in a way not known here, so {_AS_HOOK}"
+        )
