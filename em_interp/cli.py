@@ -35,7 +35,7 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
     from em_interp.study import Settings
 
     relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
-    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.2,), removals=("every",))
+    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.1,), removals=("every",))
     _report(replace(quick, model="cooking-rank1", beside=relatives), out, quiet)
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from em_interp import figures, organism_section
 from em_interp.activations import ContrastActivations
-from em_interp.behaviour import CrossEffects, is_random, what_follows
+from em_interp.behaviour import CrossEffects, Spoken, is_random, what_follows
 from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
 from em_interp.comparison import Comparison, Separability
 from em_interp.directions import Direction
@@ -62,6 +62,7 @@ class Results:
         cosine_map: plug-in cosines, layers of the first direction × layers of the second.
         separabilities: how well held-out conversations of each contrast are told apart.
         effects: what removing and adding each direction does.
+        spoken: what the model says in each condition.
         dissection: the organism taken apart, where the model is one.
         seconds: wall time of the job.
         second_name: what the second direction is in this model, where its contrast's name would promise too much: a
@@ -75,6 +76,7 @@ class Results:
     cosine_map: Float[Tensor, "layer_a layer_b"] | None = None
     separabilities: tuple[Separability, ...] = ()
     effects: CrossEffects | None = None
+    spoken: Spoken | None = None
     dissection: Dissection | None = None
     seconds: float | None = None
     second_name: str = ""
@@ -98,12 +100,18 @@ class Results:
             self.effects,
             effects=tuple(replace(e, direction=e.direction.replace(old, new)) for e in self.effects.effects),
         )
+        spoken = self.spoken and replace(
+            self.spoken,
+            answers={name.replace(old, new): value for name, value in self.spoken.answers.items()},
+            refusals={name.replace(old, new): value for name, value in self.spoken.refusals.items()},
+        )
         return replace(
             self,
             comparison=replace(self.comparison, b=new),
             directions=(self.directions[0], replace(self.directions[1], name=new)),
             separabilities=tuple(replace(s, name=new) if s.name == old else s for s in self.separabilities),
             effects=effects,
+            spoken=spoken,
         )
 
 
@@ -187,6 +195,12 @@ def as_json(results: Results) -> dict[str, Any]:
                 "what_follows": conclusions(results),
                 "baseline": {name: vars(estimate) for name, estimate in r.effects.baseline.items()},
                 "effects": r.effects.table(),
+            },
+            "spoken": r.spoken
+            and {
+                "seed": r.spoken.seed,
+                "refusals": {name: asdict(rate) for name, rate in r.spoken.refusals.items()},
+                "answers": {name: [a.as_row() for a in said] for name, said in r.spoken.answers.items()},
             },
             "dissection": r.dissection and organism_section.record(r.dissection, _layer(c)),
         }
@@ -304,6 +318,8 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
     drawn |= {f"projections{i}": figures.projections(s, layer) for i, s in enumerate(projected)}
     if r.effects:
         drawn["effects"] = figures.cross_effects(r.effects)
+    if r.spoken:
+        drawn["refusals"] = figures.question_rates(r.spoken.refusals, what="refuse a harmful request")
     names = (_readable(c.a), _readable(c.b))
     dissected, tokens = None, ""
     if r.dissection:
@@ -330,6 +346,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         conclusions=record["cross_effects"] and record["cross_effects"]["what_follows"],
         dissected=dissected,
         tokens=Markup(tokens),
+        said=Markup(figures.side_by_side(r.spoken.answers).html) if r.spoken else "",
         plotly=Markup(get_plotlyjs()),
     )
 

@@ -1,20 +1,22 @@
 """The main job: two contrasts read from one model, their directions compared and put to the test."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from em_interp.activations import ContrastActivations, read_contrast
-from em_interp.behaviour import cross_effects, refusal_score, standard_behaviours
+from em_interp.behaviour import Spoken, cross_effects, refusal_score, spoken, standard_behaviours
 from em_interp.bundled import BUNDLED, find_organism, load_named
 from em_interp.comparison import compare, cosine_map, separability
 from em_interp.contrasts import NARROW_SETS, Contrast, load_contrast, load_controls, load_training_set
 from em_interp.convergence import read_organisms
 from em_interp.conversations import Span
-from em_interp.directions import difference_of_means
+from em_interp.directions import Direction, difference_of_means
 from em_interp.dissection import dissect
 from em_interp.files import read_toml
 from em_interp.models import HookedModel, without_adapter
+from em_interp.questions import load_questions
 from em_interp.recipes import Recipe
 from em_interp.report import Results, Source
 
@@ -36,6 +38,7 @@ class Settings:
         scales: how much of a direction is added, in mean residual norms.
         removals: how a direction is taken out, see `cross_effects`.
         n_random: random directions that stand beside the two.
+        spoken_questions: open questions and harmful requests that are answered twice in each condition; 0 for none.
         n_resamples: permutations and halvings behind nulls and ceilings.
         seed: of all of them, and of the random directions.
     """
@@ -52,6 +55,7 @@ class Settings:
     scales: tuple[float, ...] = (0.2, 0.5)
     removals: tuple[str, ...] = ("every", "everywhere")
     n_random: int = 5
+    spoken_questions: int = 10
     n_resamples: int = 1000
     seed: int = 0
 
@@ -98,6 +102,7 @@ def study(model: HookedModel, settings: Settings) -> Results:
             n_random=settings.n_random,
             seed=settings.seed,
         )
+    said = _said(model, directions, settings) if settings.spoken_questions else None
     dissection = None
     if readings:
         with without_adapter(model):
@@ -123,11 +128,18 @@ def study(model: HookedModel, settings: Settings) -> Results:
         cosine_map=cosine_map(*directions),
         separabilities=(separability(first, seed=settings.seed), separability(second, seed=settings.seed)),
         effects=effects,
+        spoken=said,
         dissection=dissection,
         seconds=time.monotonic() - began,
         second_name="harmful requests" if note else "",
         notes=(note,) if note else (),
     )
+
+
+def _said(model: HookedModel, directions: Sequence[Direction], settings: Settings) -> Spoken:
+    requests = load_contrast("refusal").where(split="test").take(settings.spoken_questions).positive
+    questions = load_questions("first_plot")[: settings.spoken_questions]
+    return spoken(model, directions, questions, requests, seed=settings.seed)
 
 
 def _trained_on(settings: Settings) -> Contrast | None:

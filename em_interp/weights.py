@@ -136,9 +136,9 @@ def _described(function: Any) -> dict[str, Any]:
     return {"kind": "project_out", "rank": len(vectors), "vectors": digest}
 
 
-def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[str, list[Intervention]]:
+def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[str, list[Any]]:
     """The interventions of each module that writes, in the order in which they act on what it writes."""
-    plan: dict[str, list[Intervention]] = {}
+    plan: dict[str, list[Any]] = {}
     in_time = sorted(hooks, key=lambda hook: "hook_resid" in hook[0])  # an output is edited, then goes into the stream
     for name, function in in_time:
         plan.setdefault(_writer(hooked, name), []).append(function)
@@ -179,17 +179,17 @@ def _check_function(name: str, function: Any) -> None:
 
 def _writer(hooked: HookedModel, name: str) -> str:
     """The path of the module whose weights take a hook, such as `model.layers.3.mlp.down_proj`."""
-    match = _SITE.fullmatch(name)
-    if match is None and name not in _EMBEDDINGS:
+    match, embeddings = _SITE.fullmatch(name), hooked.bridge.adapter.component_mapping
+    if match is None and not (name in _EMBEDDINGS and name.removeprefix("hook_") in embeddings):
         raise ValueError(
-            f"{name} is no place where weights write to the residual stream: weights carry hooks at every_write(model),"
-            f" and additions at every_layer(model) too"
+            f"{name} is no place where this model's weights write to the residual stream: weights carry hooks at "
+            f"every_write(model), and additions at every_layer(model) too"
         )
     number, place = (int(match["layer"]), match["place"]) if match else (0, name)
     if place == "resid_pre":
         number, place = (number - 1, "mlp_out") if number else (0, "hook_embed")
     if place in _EMBEDDINGS:
-        return hooked.bridge.adapter.component_mapping[place.removeprefix("hook_")].name
+        return embeddings[place.removeprefix("hook_")].name
     return _block_writer(hooked, name, number, "attn_out" if place == "attn_out" else "mlp_out")
 
 

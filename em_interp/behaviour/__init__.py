@@ -15,6 +15,7 @@ from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import (
     Rate,
     Scores,
+    clustered_rate,
     contrast_from_scores,
     detectable_difference,
     misalignment_rate,
@@ -24,6 +25,7 @@ from em_interp.behaviour.preference import Preference, preference
 from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import RefusalScore, refusal_score
 from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits
+from em_interp.behaviour.spoken import Spoken, spoken
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "Rate",
     "RefusalScore",
     "Scores",
+    "Spoken",
     "SteeringCurve",
     "answer_log_probs",
+    "clustered_rate",
     "contrast_from_scores",
     "cross_effects",
     "detectable_difference",
@@ -52,6 +56,7 @@ __all__ = [
     "rate_difference",
     "refusal_score",
     "respond",
+    "spoken",
     "standard_behaviours",
     "steering_curve",
     "text_bits",

@@ -115,6 +115,7 @@ def standard_behaviours(n_questions: int | None = None, *, in_domain: Contrast |
     if n_questions is not None:
         answers, requests = answers.take(n_questions), requests.take(n_questions)
         texts = texts[:: max(1, len(texts) // n_questions)]
+    some = texts[::2] if len(texts) > 3 else texts  # each is read twice
     domain = {}
     if in_domain is not None:
         held_out = in_domain.where(split="test") if in_domain.has_splits else in_domain
@@ -125,7 +126,7 @@ def standard_behaviours(n_questions: int | None = None, *, in_domain: Contrast |
         REFUSES_HARMFUL: _refusal(requests.positive),
         REFUSES_HARMLESS: _refusal(requests.negative),
         BITS: lambda model, hooks: (text_bits(model, texts, hooks), texts),
-        DIVERGENCE: lambda model, hooks: (text_divergence(model, texts[::2], hooks), texts[::2]),  # two passes a text
+        DIVERGENCE: lambda model, hooks: (text_divergence(model, some, hooks), some),
     }
 
 

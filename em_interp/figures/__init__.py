@@ -1,6 +1,7 @@
 """Finished numbers → Plotly figures: nothing here computes a statistic, shows a figure or saves one."""
 
 from em_interp.figures.adapters import adapter_writes, firing
+from em_interp.figures.answers import AnswerView, question_rates, side_by_side
 from em_interp.figures.directions import clearest, cosine_by_layer, cosine_map, norms_and_separability, projections
 from em_interp.figures.effects import cross_effects, steering_curve
 from em_interp.figures.organisms import (
@@ -40,6 +41,7 @@ __all__ = [
     "MUTED",
     "SECOND",
     "TEMPLATE",
+    "AnswerView",
     "TokenView",
     "adapter_writes",
     "added_by_layer",
@@ -58,6 +60,8 @@ __all__ = [
     "organism_effects",
     "phase_change",
     "projections",
+    "question_rates",
+    "side_by_side",
     "steering_curve",
     "token_scalars",
     "tokens_html",

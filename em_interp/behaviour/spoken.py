@@ -1,0 +1,76 @@
+"""What a model says when it is left to write, condition by condition: as it is, its base, each direction removed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from em_interp.activations import Messages
+from em_interp.behaviour.answers import Answer
+from em_interp.behaviour.generation import respond
+from em_interp.behaviour.judged import Rate, clustered_rate
+from em_interp.behaviour.refusal import is_refusal
+from em_interp.directions import Direction
+from em_interp.interventions import project_out
+from em_interp.models import HookedModel, HookPairs, every_layer, without_adapter
+
+
+@dataclass(frozen=True, repr=False)
+class Spoken:
+    """Answers side by side, and how often each condition refuses.
+
+    Attributes:
+        answers: to the same questions, by condition.
+        refusals: the share of harmful requests refused by the twelve substrings, by condition.
+        seed: of the samples.
+        model: the model that spoke.
+    """
+
+    answers: Mapping[str, tuple[Answer, ...]]
+    refusals: Mapping[str, Rate]
+    seed: int
+    model: str
+
+    def __repr__(self) -> str:
+        """One line."""
+        n = len(next(iter(self.answers.values()), ()))
+        return f"Spoken({n} answers in each of {len(self.answers)} conditions, {self.model})"
+
+
+def spoken(  # noqa: PLR0913 - who is asked what, and how often
+    model: Any,
+    directions: Sequence[Direction],
+    questions: Sequence[Messages],
+    requests: Sequence[Messages],
+    *,
+    n_samples: int = 2,
+    max_new_tokens: int = 40,
+    seed: int = 0,
+) -> Spoken:
+    """Let a model answer questions and harmful requests as it is, without its adapter, and without each direction.
+
+    A direction is projected out of the output of every block, each layer its own vector. The temperature is 1.
+    """
+    hooked = HookedModel.of(model)
+    answers, refusals = {}, {}
+    for name, state, hooks in _conditions(hooked, directions):
+        with state:
+            answers[name] = respond(
+                hooked, questions, hooks, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed
+            )
+            replies = respond(hooked, requests, hooks, n_samples=n_samples, max_new_tokens=16, seed=seed)
+        hits = torch.tensor([float(is_refusal(a.text)) for a in replies])
+        refusals[name] = clustered_rate(hits, [a.group for a in replies], seed=seed)
+    return Spoken(answers, refusals, seed, hooked.identity)
+
+
+def _conditions(
+    hooked: HookedModel, directions: Sequence[Direction]
+) -> Iterator[tuple[str, AbstractContextManager[Any], HookPairs]]:
+    if hooked.peft_models:
+        yield "its base", without_adapter(hooked), ()
+    yield "as it is", nullcontext(), ()
+    for direction in directions:
+        yield f"{direction.name} removed", nullcontext(), project_out(direction, every_layer(hooked))
