@@ -76,7 +76,7 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
     assert (folder / "organisms" / "own" / "README.md").read_text() == result.output[:-1]
     card = em_interp.cards.load_card(folder / "organisms" / "own")
     assert card.recipe.name == "own"
-    assert len(card.effects.changes) == 4
+    assert len(card.effects.changes) == 5
     assert card.markdown() == result.output[:-1]
 
 
