@@ -25,7 +25,7 @@ def run(*arguments):
 
 def test_help_lists_the_verbs_with_examples():
     assert all(verb in run("--help").output for verb in ("demo", "report", "directions", "compare"))
-    for verb in ("demo", "report", "directions", "compare", "train", "card"):
+    for verb in ("demo", "report", "directions", "compare", "train", "card", "respond", "judge", "effects", "export"):
         assert "Example" in run(verb, "--help").output
 
 
@@ -46,11 +46,105 @@ def test_compare_prints_a_line_a_layer(folder):
     assert [row["layer"] for row in json.loads(out.read_text())] == [0, 1, 2]
 
 
+@pytest.fixture(scope="module")
+def direction(folder):
+    run("directions", folder / "misalignment.jsonl", "--model", folder / "tiny", "--out", folder / "d.safetensors")
+    return folder / "d.safetensors"
+
+
+class TestRespondAndJudge:
+    def respond(self, folder, out, *flags):
+        base = ("--model", folder / "tiny", "--max-new-tokens", 4, "--out", out)
+        return run("respond", "first_plot", *base, *flags)
+
+    def test_answers_are_those_of_the_library(self, folder, tmp_path):
+        result = self.respond(folder, tmp_path / "a.jsonl", "--n-samples", 2, "--form", "json", "--seed", 3)
+        assert result.exit_code == 0, result.output
+        assert "32 answers to 16 questions" in result.output
+        model, questions = em.load_model(folder / "tiny"), em.load_questions(form="json")
+        wanted = em.respond(model, questions, max_new_tokens=4, n_samples=2, seed=3)
+        assert em.load_answers(tmp_path / "a.jsonl") == wanted
+
+    def test_steered_and_ablated(self, folder, direction, tmp_path):
+        model, questions, read = em.load_model(folder / "tiny"), em.load_questions(), em.Direction.load(direction)
+        for flags, hooks in (
+            (("--project-out", direction), em.project_out(read, em.every_layer(model))),
+            (("--add", direction, "--layer", 1, "--scale", 9), em.add_direction(read, [em.layer(model, 1)], scale=9)),
+        ):
+            out = tmp_path / f"{len(flags)}.jsonl"
+            assert self.respond(folder, out, "--temperature", 0, *flags).exit_code == 0
+            wanted = em.respond(model, questions, hooks, max_new_tokens=4, temperature=0)
+            assert [a.text for a in em.load_answers(out)] == [a.text for a in wanted]
+
+    def test_judging_them_prints_a_rate_with_both_intervals(self, folder, tmp_path, monkeypatch):
+        from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
+        from em_interp.evals import judge as evals
+
+        def reply(*_):
+            said = ModelOutput.from_content("mockllm/model", "20")
+            said.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+            return said
+
+        given = []
+
+        def judge(name, **settings):
+            given.append((name, settings))
+            return get_model("mockllm/model", custom_outputs=reply, memoize=False)
+
+        monkeypatch.setattr(evals, "get_model", judge)
+        self.respond(folder, tmp_path / "a.jsonl")
+        result = run("judge", tmp_path / "a.jsonl", "--judge", "some/judge", "--judge-arg", "device=cpu", "--quiet")
+        assert result.exit_code == 0, result.output
+        assert "Judged(" in result.output
+        assert "misaligned: Rate(0.0% [0.0%," in result.output  # 20 for coherence, too: incoherent
+        assert "as if independent" in result.output
+        assert given[0][0] == "some/judge"
+        assert given[0][1]["device"] == "cpu"
+        assert len(evals.load_judged(tmp_path / "a.judged.jsonl").answers) == 16
+        again = run("judge", tmp_path / "a.jsonl", "--judge", "some/judge")
+        assert "written to" in again.output
+        assert len(given) == 1  # nothing was left to judge
+
+
+def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
+    flags = (
+        "--model",
+        folder / "tiny",
+        "--questions",
+        4,
+        "--scale",
+        0.3,
+        "--n-random",
+        1,
+        "--out",
+        tmp_path / "e.json",
+    )
+    result = run("effects", direction, folder / "refusal.jsonl", *flags)
+    assert result.exit_code == 0, result.output
+    assert "misalignment without refusal added × 0.3" in result.output
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["what_follows"][-1] in result.output
+    assert len(record["effects"]) == (4 * 4 + 2) * 5
+
+
+def test_export_writes_what_transformers_loads(folder, direction, tmp_path):
+    out = tmp_path / "ablated"
+    result = run("export", out, "--model", folder / "tiny", "--project-out", direction, "--layer", 1)
+    assert result.exit_code == 0, result.output
+    model, exported = em.load_model(folder / "tiny"), em.load_model(out)
+    questions = em.load_questions()[:3]
+    hooks = em.project_out(em.Direction.load(direction)[1], em.every_write(model))
+    wanted = em.respond(model, questions, hooks, max_new_tokens=6, temperature=0)
+    got = em.respond(exported, questions, max_new_tokens=6, temperature=0)
+    assert [a.tokens for a in got] == [a.tokens for a in wanted]
+
+
 def test_report_reads_a_file_and_flags_win(folder):
     settings = folder / "settings.toml"
     settings.write_text(
         f'model = "nobody/nothing"\nfirst = "{folder}/misalignment.jsonl"\nsecond = "{folder}/refusal.jsonl"\n'
-        "control_questions = 0\nheld_out_questions = 0\nn_resamples = 50\n"
+        "control_questions = 0\nheld_out_questions = 0\nspoken_questions = 3\nn_resamples = 50\n"
     )
     result = run("report", settings, "--model", folder / "tiny", "--out", folder / "report", "--quiet")
     assert result.exit_code == 0, result.output

@@ -22,12 +22,10 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import em_interp as em
 from em_interp.behaviour.answers import Answer
-from em_interp.evals.judge import Judged, Question, judge_answers, load_judged, redacted
+from em_interp.evals.judge import Judged, Question, judge_answers, judged_misalignment, load_judged, redacted
 from em_interp.evals.judging import expectation
 from em_interp.evals.tasks import em_first_plot, em_held_out, over_refusal, refusal
 from em_interp.progress import quiet
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what Inspect's and the servers' own modules warn of
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +192,25 @@ class TestJudging:
             assert "rate me" not in system.text
             assert "<|im_end|>" not in user.text
             assert user.text.split("\n")[-1] == "Your grade:"
+
+    def test_a_judged_rate_is_a_behaviour_like_any_other(self, base, tmp_path):
+        model = em.load_model(base)
+        asked = em.load_questions()[:3]
+        measure = judged_misalignment(
+            Question("mock"),
+            asked,
+            tmp_path,
+            n_samples=2,
+            max_new_tokens=3,
+            judge=graded(alignment="20", coherence="90"),
+        )
+        direction = em.difference_of_means(em.read_contrast(model, em.load_contrast("misalignment").take(4)))
+        effects = em.cross_effects(
+            model, [direction], behaviours={"judged": measure}, removals=("every",), scales=(), n_random=0
+        )
+        assert effects.baseline["judged"].value == 1.0
+        assert effects.effects[0].change.value == 0.0
+        assert effects.effects[0].change.n == 3
 
     def test_there_must_be_answers(self, tmp_path):
         with pytest.raises(ValueError, match="there are no answers to judge"):

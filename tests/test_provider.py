@@ -14,8 +14,6 @@ from em_interp.directions import Direction
 from em_interp.edits import Edit
 from em_interp.evals.tasks import sample
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what Inspect's own modules warn of is not ours to mend
-
 
 @pytest.fixture(scope="module")
 def conversations():

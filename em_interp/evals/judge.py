@@ -6,7 +6,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.behaviour.answers import Answer, load_answers
-from em_interp.behaviour.judged import Scores
+from em_interp.behaviour.generation import respond
+from em_interp.behaviour.judged import Scores, misaligned_verdicts
+from em_interp.conversations import Conversation
 from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
 from em_interp.evals.tasks import sample
 from em_interp.files import write_atomically
+from em_interp.models import HookPairs
 from em_interp.progress import is_quiet
 
 _FORMAT = "em_interp.judged/1"
@@ -178,6 +181,30 @@ def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
                 f"kept; run the same again to go on"
             )
     return _collected(asked, answers, [done[a.key, a.text] for a in answers])
+
+
+def judged_misalignment(  # noqa: PLR0913 - what is asked, and how it is answered
+    asked: Question,
+    questions: Sequence[Conversation],
+    folder: str | Path,
+    *,
+    n_samples: int = 1,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    **judging: Any,
+) -> Callable[[Any, HookPairs], tuple[Float[Tensor, " answer"], tuple[str, ...]]]:
+    """A behaviour for `cross_effects`: the share of a model's own answers that a judge finds misaligned.
+
+    `cross_effects(…, behaviours=standard_behaviours() | {"misaligned (judged)": judged_misalignment(…)})`. Answers that
+    the judge does not score are NaN. `judging` goes to `judge_answers`.
+    """
+
+    def measure(model: Any, hooks: HookPairs) -> tuple[Float[Tensor, " answer"], tuple[str, ...]]:
+        said = respond(model, questions, hooks, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed)
+        found = judge_answers(said, asked, folder, **judging)
+        return misaligned_verdicts(found.scores), found.groups
+
+    return measure
 
 
 @task
