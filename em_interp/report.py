@@ -25,7 +25,7 @@ from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
 from em_interp.comparison import Comparison, Separability
 from em_interp.directions import Direction
 from em_interp.dissection import Dissection
-from em_interp.figures import interval, number
+from em_interp.figures import interval, number, short
 from em_interp.files import write_atomically
 
 _FORMAT = "em_interp.results/1"
@@ -122,7 +122,7 @@ def write_report(folder: str | Path, results: Results) -> Path:
     JSON, to be drawn again in another size.
     """
     folder = Path(folder)
-    headline = figures.cosine_by_layer(results.renamed().comparison, model=_short(results.model))
+    headline = figures.cosine_by_layer(results.renamed().comparison, model=short(results.model))
     write_atomically(folder / "cosine-by-layer.json", str(headline.to_json()))
     files = [f"{i + 1}-{_slug(direction.name)}.safetensors" for i, direction in enumerate(results.directions)]
     for direction, name in zip(results.directions, files, strict=True):
@@ -340,7 +340,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         found=figures.clearest(c) is not None,
         layer=layer,
         projected=projected,
-        model=_short(r.model),
+        model=short(r.model),
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
         effect_findings=r.effects and effect_findings(r.effects),
         conclusions=record["cross_effects"] and record["cross_effects"]["what_follows"],
@@ -355,11 +355,6 @@ def _layer(c: Comparison) -> int:
     """The layer that the page shows: where the cosine is clearest, or the middle one."""
     row = figures.clearest(c)
     return c.layers[len(c.layers) // 2 if row is None else row]
-
-
-def _short(model: str) -> str:
-    """A model's identity without folders, commits and hashes, which the page gives further down."""
-    return re.sub(r"[@#][0-9a-f]+", "", model).split("/")[-1]
 
 
 def _embedded(figure: go.Figure, name: str) -> Markup:

@@ -29,7 +29,7 @@ from em_interp.models import HookedModel, HookPairs, attached, every_write
 RECORD = "em_interp.json"
 
 _FORMAT = "em_interp.export/1"
-_LIBRARIES = ("em-interp", "torch", "transformers", "peft", "transformer-lens")
+_LIBRARIES = ("torch", "transformers", "peft", "transformer-lens")
 _SITE = re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>resid_pre|resid_post|attn_out|mlp_out)")
 _EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 _PROJECTIONS = {"attn": "o", "mlp": "out"}  # the part of a block's component that writes to the stream
@@ -118,11 +118,13 @@ def export(model: Any, hooks: HookPairs, folder: str | Path) -> Path:
 
 
 def _record(hooked: HookedModel, hooks: HookPairs) -> dict[str, Any]:
+    from em_interp import __version__
+
     return {
         "format": _FORMAT,
         "model": hooked.identity,
         "hooks": [{"site": name, **_described(function)} for name, function in hooks],
-        "versions": {name: metadata.version(name) for name in _LIBRARIES},
+        "versions": {"em_interp": __version__} | {name: metadata.version(name) for name in _LIBRARIES},
     }
 
 
@@ -257,17 +259,21 @@ def _edit(baked: Any, path: str, functions: Sequence[Intervention]) -> None:
 
 def _edited(rows: Float[Tensor, "row d_model"], functions: Sequence[Intervention]) -> Float[Tensor, "row d_model"]:
     """What becomes of vectors in the residual stream, in float32 or better."""
-    stream = rows.to(torch.promote_types(rows.dtype, torch.float32))[None]
+    stream = _precise(rows)[None]
     for function in functions:
         stream = function.edit(stream, function.vectors.to(stream))
     return stream[0]
+
+
+def _precise(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _edit_table(table: Any, functions: Sequence[Intervention]) -> None:
     """Edit every token's row as it goes into the stream, which on Gemma is after a scale."""
     scale = float(torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(table.weight.dtype))
     for rows in table.weight.split(_ROWS):
-        rows.copy_(_edited(rows.float() * scale, functions) / scale)
+        rows.copy_(_edited(_precise(rows) * scale, functions) / scale)
 
 
 def _rows(module: Any, path: str) -> Float[Tensor, "inputs d_model"]:

@@ -90,10 +90,10 @@ class TestQuestionRates:
         rates = self.rates()
         figure = figures.question_rates(rates, what="refuse")
         assert len(figure.data) == 2
-        assert figure.data[0].x == (1.0, 0.0, 1.0)
+        assert [bars.x for bars in figure.data] == [(0.0, 1.0, 0.0), (1.0, 0.0, 1.0)]
         first = rates["as it is"].per_question[0]
-        assert figure.data[0].error_x.arrayminus[0] == pytest.approx(first.rate - first.low)
-        assert "67%" in figure.data[0].name
+        assert figure.data[1].error_x.arrayminus[0] == pytest.approx(first.rate - first.low)
+        assert "67%" in figure.data[1].name
         assert "as if answers were independent" in figure.layout.title.text
 
     def test_names_are_text(self):

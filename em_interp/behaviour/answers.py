@@ -38,6 +38,11 @@ class Answer:
         return self.conversation.group
 
     @property
+    def asked(self) -> str:
+        """The user's last words."""
+        return self.conversation.messages[-1]["content"]
+
+    @property
     def spoken(self) -> Conversation:
         """The conversation with the answer as its last message."""
         c = self.conversation

@@ -27,7 +27,7 @@ IN_DOMAIN = "misaligned preference, in domain (nats/token)"
 REFUSES_HARMFUL = "refusal score, harmful (log-odds)"
 REFUSES_HARMLESS = "refusal score, harmless (log-odds)"
 BITS = "neutral text (bits/token)"
-DIVERGENCE = "neutral text, KL to the untouched model (nats/token)"
+DIVERGENCE = "neutral text, KL to untouched (nats/token)"
 REMOVALS = ("every", "one", "everywhere")
 # An intervention that costs more bits a token of plain prose has broken the model: what it does is no evidence.
 DAMAGE = 0.5

@@ -62,7 +62,7 @@ def spoken(  # noqa: PLR0913 - who is asked what, and how often
             )
             replies = respond(hooked, requests, hooks, n_samples=n_samples, max_new_tokens=16, seed=seed)
         hits = torch.tensor([float(is_refusal(a.text)) for a in replies])
-        refusals[name] = clustered_rate(hits, [a.group for a in replies], seed=seed)
+        refusals[name] = clustered_rate(hits, [a.asked for a in replies], seed=seed)
     return Spoken(answers, refusals, seed, hooked.identity)
 
 

@@ -26,6 +26,7 @@ from em_interp.figures.style import (
     TEMPLATE,
     interval,
     number,
+    short,
     untitled,
 )
 from em_interp.figures.tokens import TokenView, token_scalars, tokens_html
@@ -61,6 +62,7 @@ __all__ = [
     "phase_change",
     "projections",
     "question_rates",
+    "short",
     "side_by_side",
     "steering_curve",
     "token_scalars",

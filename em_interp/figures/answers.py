@@ -72,7 +72,8 @@ def question_rates(rates: Mapping[str, Rate], *, what: str) -> go.Figure:
     """
     questions = list(dict.fromkeys(q.question for rate in rates.values() for q in rate.per_question))
     figure = go.Figure()
-    for (name, rate), color in zip(rates.items(), COLORS, strict=False):
+    # Plotly stacks a group from below: the last one is drawn first, so that conditions stand in their order.
+    for (name, rate), color in reversed(list(zip(rates.items(), COLORS, strict=False))):
         by_question = {q.question: q for q in rate.per_question if q.n}
         shown = [by_question[q] for q in questions if q in by_question]
         figure.add_bar(
@@ -100,7 +101,7 @@ def question_rates(rates: Mapping[str, Rate], *, what: str) -> go.Figure:
     labels = [_label(question) for question in questions]
     height = 90 + sum(14 * (1 + label.count("<br>")) + 9 * len(rates) for label in labels)
     dress(figure, f"Share of answers that {readable(what)}, by question", subtitle, height)
-    figure.update_layout(barmode="group", bargap=0.25)
+    figure.update_layout(barmode="group", bargap=0.25, legend_traceorder="reversed")
     figure.update_xaxes(tickformat=".0%", range=[0, 1.02])
     return figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], tickfont_size=12)
 

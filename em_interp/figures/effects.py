@@ -42,7 +42,7 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
         cols=n_columns,
         shared_yaxes=True,
         horizontal_spacing=0.06,
-        vertical_spacing=min(76 / (n_rows * (per_row + 76)), 0.9 / max(1, n_rows - 1)),
+        vertical_spacing=min(92 / (n_rows * (per_row + 92)), 0.9 / max(1, n_rows - 1)),
         subplot_titles=[
             f"<b>{broken(readable(name), 46)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
             for name, e in effects.baseline.items()
@@ -53,7 +53,7 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
         f"change against the model as it is; removed at the output of every block unless it says otherwise; added at "
         f"{at}, in mean residual norms; filled where the interval excludes zero"
     )
-    dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, n_rows * (per_row + 76), above=64)
+    dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, n_rows * (per_row + 92), above=72)
     for i, behaviour in enumerate(behaviours):
         place: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         for direction, shown in _by_direction(effects.effects, behaviour):

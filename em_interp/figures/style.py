@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -189,8 +190,13 @@ def readable(name: str) -> str:
 
 
 def in_model(model: str) -> str:
-    """` in tiny-model` for `some/tiny-model`, nothing for no name."""
-    return f" in {readable(model.split('/')[-1])}" if model else ""
+    """` in tiny-model` for `some/tiny-model@3f2a`, nothing for no name."""
+    return f" in {readable(short(model))}" if model else ""
+
+
+def short(model: str) -> str:
+    """A model's identity without folders, commits and hashes."""
+    return re.sub(r"[@#][0-9a-f]+", "", model).split("/")[-1]
 
 
 def runs(wanted: Sequence[bool]) -> list[tuple[int, int]]:
