@@ -189,7 +189,8 @@ def project_out(direction: AnyDirection, sites: Iterable[str], **where: Unpack[W
         direction: one vector for every site; or one a layer, a tensor (row = layer number) or a `Direction`:
             then a site takes the vector of the layer in its name, and the embedding that of layer 0.
         sites: hook names, such as `blocks.24.hook_resid_post`. A `Direction` goes where it was read, and one read
-            in the stream on all that is written to it; one vector of it, `direction[24]`, goes anywhere.
+            in the stream on all that is written to it; one vector of it, `direction[24]`, goes anywhere. At
+            `hook_resid_mid` TransformerLens edits what the MLP reads, and not what goes on in the stream.
         **where: `positions` and `prompt_length`, see `Where`.
 
     Raises:

@@ -56,6 +56,13 @@ def test_it_says_what_respond_says(base, model, conversations, tmp_path, connect
     assert got == {(a.key, 1): a.text for a in wanted}
 
 
+def test_one_model_serves_several_evaluations(base, model, conversations, tmp_path):
+    api = served(base)
+    first, second = (asked(api, conversations, tmp_path, seed=seed) for seed in (3, 4))
+    assert first == asked(api, conversations, tmp_path, seed=3)
+    assert first != second
+
+
 def test_epochs_are_samples(base, model, conversations, tmp_path):
     got = asked(served(base), conversations, tmp_path, epochs=3)
     wanted = respond(model, conversations, max_new_tokens=8, n_samples=3)
