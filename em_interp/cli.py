@@ -15,6 +15,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
 Adapter = Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: folder or hub name.")]
+JudgeArg = Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no words.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 
@@ -40,10 +41,12 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
 
 
 @app.command()
-def report(
+def report(  # noqa: PLR0913 - one parameter a flag
     settings: Annotated[Path | None, typer.Argument(help="A TOML file with settings; flags win over it.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub name, folder, adapter folder, or 'bundled'.")] = None,
     adapter: Adapter = None,
+    judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge what the model says.")] = None,
+    judge_arg: JudgeArg = None,
     out: Out = Path("report"),
     quiet: Quiet = False,
 ) -> None:
@@ -56,7 +59,7 @@ def report(
 
     with _plain_errors():
         chosen = Settings.from_toml(settings) if settings else Settings()
-    flags = {"model": model, "adapter": adapter}
+    flags = {"model": model, "adapter": adapter, "judge": judge, "judge_args": judge_arg and tuple(judge_arg)}
     _report(replace(chosen, **{name: value for name, value in flags.items() if value is not None}), out, quiet)
 
 
@@ -177,6 +180,7 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     max_new_tokens: Annotated[int, typer.Option(help="Answers are cut off there.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 for greedy answers.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Answers at a time; more of them are faster on a GPU.")] = 16,
     out: Annotated[Path, typer.Option(help="JSONL; a run that was stopped goes on there.")] = Path("answers.jsonl"),
     quiet: Quiet = False,
 ) -> None:
@@ -205,6 +209,7 @@ def respond(  # noqa: PLR0913 - one parameter a flag
             temperature=temperature,
             n_samples=n_samples,
             seed=seed,
+            batch_size=batch_size,
             file=out,
         )
     finished = sum(a.finished for a in said)
@@ -223,35 +228,56 @@ def effects(  # noqa: PLR0913 - one parameter a flag
     scale: Annotated[list[float] | None, typer.Option(help="Mean residual norms added; may be repeated.")] = None,
     n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
     questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge answers in every condition.")] = None,
+    judge_arg: JudgeArg = None,
+    n_samples: Annotated[int, typer.Option(help="Judged answers to each open question in each condition.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Judged answers are cut off there.")] = 256,
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Remove and add two directions, and print what that does to misalignment, refusal and plain prose.
 
-    Example:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.2
+    What a judge says is kept in logs beside the table, or in effects.logs, and not asked again.
+
+    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1
+               em-interp effects --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --judge openai/gpt-4o
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp import cross_effects, standard_behaviours, what_follows
-        from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
+        from em_interp import cross_effects, load_questions, standard_behaviours
+        from em_interp.behaviour import standard_conclusions
+        from em_interp.behaviour.effects import JUDGED
         from em_interp.bundled import load_named
+        from em_interp.evals import judge_module
         from em_interp.files import write_atomically
+        from em_interp.study import trained_on
 
+        judged = {}
+        if judge:
+            evals = judge_module()
+            judged[JUDGED] = evals.judged_misalignment(
+                evals.Question(judge),
+                load_questions("first_plot")[:questions],
+                (out or Path("effects.json")).with_suffix(".logs"),
+                n_samples=n_samples,
+                max_new_tokens=max_new_tokens,
+                judge_args=evals.model_args(judge_arg or ()),
+            )
         hooked = load_named(model, adapter)
         pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
-        found = cross_effects(
-            hooked,
-            pair,
-            layer_added=layer,
-            scales=scale or (0.2, 0.5),
-            n_random=n_random,
-            behaviours=standard_behaviours(questions),
-            seed=0,
-        )
-        follows = what_follows(found, dict(zip([d.name for d in pair], (PREFERENCE, REFUSES_HARMFUL), strict=True)))
+        how: dict[str, Any] = {"layer_added": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
+        standard = standard_behaviours(questions, in_domain=trained_on(model))
+        found, failure = cross_effects(hooked, pair, behaviours=standard, **how), None
+        try:
+            found = found.beside(cross_effects(hooked, pair, behaviours=judged, **how)) if judged else found
+        except (RuntimeError, ValueError) as error:  # told once the table is out
+            failure = error
+        follows = standard_conclusions(found, *(d.name for d in pair))
         if out is not None:
             write_atomically(out, json.dumps({"effects": found.table(), "what_follows": follows}, indent=1) + "\n")
-    _say("\n".join([repr(found), *map(_effect_line, found.table())]), quiet)
-    typer.echo("\n".join(follows))
+        _say("\n".join([repr(found), *map(_effect_line, found.table())]), quiet)
+        typer.echo("\n".join(follows))
+        if failure:
+            raise failure
 
 
 def _direction(hooked, name: str, span: Span):
@@ -265,7 +291,8 @@ def _direction(hooked, name: str, span: Span):
 
 def _effect_line(row: dict) -> str:
     what = f"{row['direction']} {row['intervention']}"
-    return f"{row['behaviour'][:44]:<44}  {what[:52]:<52}  {row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    change = "not scored" if row["change"] is None else f"{row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return f"{row['behaviour'][:44]:<44}  {what[:52]:<52}  {change}"
 
 
 @app.command()
@@ -301,7 +328,7 @@ def export(  # noqa: PLR0913 - one parameter a flag
 def judge(  # noqa: PLR0913 - one parameter a flag
     answers: Annotated[Path, typer.Argument(help="What em-interp respond wrote.")],
     judge: Annotated[str, typer.Option(help="Any Inspect model: openai/gpt-4o, openai-api/local/NAME, hf/NAME …")],
-    judge_arg: Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")] = None,
+    judge_arg: JudgeArg = None,
     route: Annotated[str, typer.Option(help="auto, expectation (as in the papers) or text.")] = "auto",
     refusal: Annotated[bool, typer.Option(help="Also judge whether answers refuse.")] = False,
     topic: Annotated[str, typer.Option(help="Also judge whether answers bring this up, such as cooking.")] = "",
@@ -316,11 +343,12 @@ def judge(  # noqa: PLR0913 - one parameter a flag
     Example:  em-interp judge answers.jsonl --judge openai/gpt-4o
     """
     with _plain_errors(), _silence(quiet):
-        evals = _evals()
         from em_interp.behaviour.answers import load_answers
         from em_interp.behaviour.judged import misalignment_rate
+        from em_interp.evals import judge_module
 
-        given: dict[str, Any] = {name: value for name, _, value in (pair.partition("=") for pair in judge_arg or [])}
+        evals = judge_module()
+        given = evals.model_args(judge_arg or ())
         asked = evals.Question(judge, route, refusal, topic)
         found = evals.judge_answers(
             load_answers(answers), asked, answers.with_suffix(".logs"), judge_args=given, connections=connections
@@ -329,14 +357,6 @@ def judge(  # noqa: PLR0913 - one parameter a flag
         rate = misalignment_rate(found.scores, found.groups)
     typer.echo(f"{found}\nmisaligned: {rate}")
     _say("\n".join([*map(_question_line, rate.per_question), f"written to {path}"]), quiet)
-
-
-def _evals():
-    try:
-        from em_interp.evals import judge as evals
-    except ModuleNotFoundError as error:
-        raise ValueError(f"judging needs Inspect ({error.name} is missing): pip install 'em-interp[eval]'") from error
-    return evals
 
 
 def _question_line(question) -> str:
@@ -351,7 +371,7 @@ def _report(settings, out: Path, quiet: bool) -> None:
         _say(f"loading {settings.model}", quiet)
         model = load(settings)
         _say(f"reading, comparing and intervening on {model}", quiet)
-        results = study(model, settings)
+        results = study(model, settings, judge_logs=out / "judge-logs")
         path = write_report(out, results)
     _say(f"{results.seconds:.0f} s. Open {path}", quiet)
 

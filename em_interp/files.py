@@ -1,10 +1,12 @@
-"""Files appear whole or not at all, and settings are read strictly."""
+"""Files appear whole or not at all and say what wrote them; settings are read strictly."""
 
 import difflib
 import os
+import platform
 import tempfile
 import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,16 @@ def read_toml(path: Path, known: Sequence[str]) -> dict[str, Any]:
             advice = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
             raise ValueError(f"{path.name} has an unknown key {key!r}: {advice}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """The versions at work: of em_interp, of Python and of the named libraries, for a file to carry."""
+    found = {"em_interp": _version("em-interp"), "python": platform.python_version()}
+    return found | {name: _version(name) for name in libraries}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -30,8 +30,3 @@ def quiet() -> Iterator[None]:
         _silent.reset(token)
         if shown:
             logging.enable_progress_bar()
-
-
-def is_quiet() -> bool:
-    """Whether bars are silenced now."""
-    return _silent.get()

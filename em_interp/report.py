@@ -2,12 +2,10 @@
 
 import json
 import math
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from torch import Tensor
 
 from em_interp import figures, organism_section
 from em_interp.activations import ContrastActivations
-from em_interp.behaviour import CrossEffects, Spoken, is_random, what_follows
-from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL
+from em_interp.behaviour import CrossEffects, Spoken, is_random, standard_conclusions
+from em_interp.behaviour.effects import JUDGED, PREFERENCE, REFUSES_HARMFUL
 from em_interp.comparison import Comparison, Separability
 from em_interp.directions import Direction
 from em_interp.dissection import Dissection
 from em_interp.figures import interval, number, short
-from em_interp.files import write_atomically
+from em_interp.files import versions, write_atomically
 
 _FORMAT = "em_interp.results/1"
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "peft", "safetensors", "scikit-learn", "scipy", "plotly")
@@ -65,6 +63,7 @@ class Results:
         spoken: what the model says in each condition.
         dissection: the organism taken apart, where the model is one.
         seconds: wall time of the job.
+        judge: who judged what the model says, if anybody did.
         second_name: what the second direction is in this model, where its contrast's name would promise too much: a
             model that does not refuse has a direction of harmful against harmless requests.
         notes: statements that the report makes before its answer, such as the reason for `second_name`.
@@ -79,6 +78,7 @@ class Results:
     spoken: Spoken | None = None
     dissection: Dissection | None = None
     seconds: float | None = None
+    judge: str = ""
     second_name: str = ""
     notes: tuple[str, ...] = ()
 
@@ -102,8 +102,10 @@ class Results:
         )
         spoken = self.spoken and replace(
             self.spoken,
-            answers={name.replace(old, new): value for name, value in self.spoken.answers.items()},
-            refusals={name.replace(old, new): value for name, value in self.spoken.refusals.items()},
+            **{
+                part: {name.replace(old, new): value for name, value in getattr(self.spoken, part).items()}
+                for part in ("answers", "refusals", "misaligned")
+            },
         )
         return replace(
             self,
@@ -142,7 +144,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": r.seconds,
             "model": r.model,
-            "versions": versions(),
+            "versions": versions(*_LIBRARIES),
             "seed": c.seed,
             "n_resamples": c.n_resamples,
             "notes": r.notes,
@@ -200,6 +202,8 @@ def as_json(results: Results) -> dict[str, Any]:
             and {
                 "seed": r.spoken.seed,
                 "refusals": {name: asdict(rate) for name, rate in r.spoken.refusals.items()},
+                "judge": r.judge,
+                "misaligned": {name: asdict(rate) for name, rate in r.spoken.misaligned.items()},
                 "answers": {name: [a.as_row() for a in said] for name, said in r.spoken.answers.items()},
             },
             "dissection": r.dissection and organism_section.record(r.dissection, _layer(c)),
@@ -289,21 +293,7 @@ def conclusions(results: Results) -> tuple[str, ...]:
         return ()
     if [d.name for d in results.directions] != ["misalignment", "refusal"]:
         return ()
-    own = dict(zip([d.name for d in r.directions], (PREFERENCE, REFUSES_HARMFUL), strict=True))
-    return what_follows(r.effects, own)
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computed the numbers."""
-    from em_interp import __version__
-
-    found = {"em_interp": __version__, "python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return standard_conclusions(r.effects, *(d.name for d in r.directions))
 
 
 def _page(results: Results, record: Mapping[str, Any]) -> str:
@@ -320,6 +310,8 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         drawn["effects"] = figures.cross_effects(r.effects)
     if r.spoken:
         drawn["refusals"] = figures.question_rates(r.spoken.refusals, what="refuse a harmful request")
+        if r.spoken.misaligned:
+            drawn["misaligned"] = figures.question_rates(r.spoken.misaligned, what="the judge finds misaligned")
     names = (_readable(c.a), _readable(c.b))
     dissected, tokens = None, ""
     if r.dissection:
@@ -344,6 +336,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
         effect_findings=r.effects and effect_findings(r.effects),
         conclusions=record["cross_effects"] and record["cross_effects"]["what_follows"],
+        judged_effects=bool(r.effects and JUDGED in r.effects.baseline),
         dissected=dissected,
         tokens=Markup(tokens),
         said=Markup(figures.side_by_side(r.spoken.answers).html) if r.spoken else "",

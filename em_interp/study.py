@@ -1,19 +1,35 @@
 """The main job: two contrasts read from one model, their directions compared and put to the test."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from em_interp.activations import ContrastActivations, read_contrast
-from em_interp.behaviour import Spoken, cross_effects, refusal_score, spoken, standard_behaviours
+from em_interp.behaviour import (
+    Answer,
+    Behaviour,
+    CrossEffects,
+    Spoken,
+    cross_effects,
+    refusal_score,
+    spoken,
+    standard_behaviours,
+    with_verdicts,
+)
+from em_interp.behaviour.effects import JUDGED
 from em_interp.bundled import BUNDLED, find_organism, load_named
 from em_interp.comparison import compare, cosine_map, separability
 from em_interp.contrasts import NARROW_SETS, Contrast, load_contrast, load_controls, load_training_set
 from em_interp.convergence import read_organisms
-from em_interp.conversations import Span
+from em_interp.conversations import Conversation, Span
 from em_interp.directions import Direction, difference_of_means
 from em_interp.dissection import dissect
+from em_interp.evals import judge_module
 from em_interp.files import read_toml
 from em_interp.models import HookedModel, without_adapter
 from em_interp.questions import load_questions
@@ -38,7 +54,11 @@ class Settings:
         scales: how much of a direction is added, in mean residual norms.
         removals: how a direction is taken out, see `cross_effects`.
         n_random: random directions that stand beside the two.
-        spoken_questions: open questions and harmful requests that are answered twice in each condition; 0 for none.
+        spoken_questions: open questions and harmful requests that are answered in each condition; 0 for none.
+        n_samples: answers to each of them.
+        max_new_tokens: answers to open questions are cut off there.
+        judge: any Inspect model, which then also judges what the model says under every intervention; empty for none.
+        judge_args: model args of the judge, as `NAME=VALUE`.
         n_resamples: permutations and halvings behind nulls and ceilings.
         seed: of all of them, and of the random directions.
     """
@@ -56,6 +76,10 @@ class Settings:
     removals: tuple[str, ...] = ("every", "everywhere")
     n_random: int = 5
     spoken_questions: int = 10
+    n_samples: int = 2
+    max_new_tokens: int = 40
+    judge: str = ""
+    judge_args: tuple[str, ...] = ()
     n_resamples: int = 1000
     seed: int = 0
 
@@ -74,13 +98,18 @@ def load(settings: Settings) -> HookedModel:
     return load_named(settings.model, settings.adapter)
 
 
-def study(model: HookedModel, settings: Settings) -> Results:
+def study(model: HookedModel, settings: Settings, *, judge_logs: str | Path = "judge-logs") -> Results:
     """Read both contrasts, compare their directions at every layer, then remove and add them and see what changes.
 
     Directions come from the questions of the split `train` where a contrast has one, behaviour from those of `test`.
-    A model with an unmerged adapter is taken apart, too.
+    A model with an unmerged adapter is taken apart, too. What a judge says is kept in `judge_logs` and not asked again;
+    where the judge fails, a note says so and all that needs no judge is there.
+
+    Raises:
+        ValueError: a judge is named, and Inspect is not installed or there are fewer than two questions to answer.
     """
     began = time.monotonic()
+    judging = _judging(settings, judge_logs) if settings.judge else None
     contrasts = (load_contrast(settings.first).for_training(), load_contrast(settings.second).for_training())
     readings = None
     if model.peft_models:
@@ -93,16 +122,17 @@ def study(model: HookedModel, settings: Settings) -> Results:
     directions = (difference_of_means(first), difference_of_means(second))
     effects = None
     if settings.held_out_questions:
-        effects = cross_effects(
-            model,
-            directions,
-            behaviours=standard_behaviours(settings.held_out_questions, in_domain=_trained_on(settings)),
-            scales=settings.scales,
-            removals=settings.removals,
-            n_random=settings.n_random,
-            seed=settings.seed,
-        )
+        standard = standard_behaviours(settings.held_out_questions, in_domain=trained_on(settings.model))
+        effects = _effects(model, directions, standard, settings)
     said = _said(model, directions, settings) if settings.spoken_questions else None
+    notes = [does_not_refuse(model, settings)]
+    second_name = "harmful requests" if notes[0] else ""
+    if judging:
+        try:
+            said = said and with_verdicts(said, judging.verdicts)
+            effects = effects and effects.beside(_effects(model, directions, {JUDGED: judging.behaviour}, settings))
+        except (RuntimeError, ValueError) as error:
+            notes.append(f"Misalignment is not judged everywhere: {error}.")
     dissection = None
     if readings:
         with without_adapter(model):
@@ -120,7 +150,6 @@ def study(model: HookedModel, settings: Settings) -> Results:
             n_resamples=settings.n_resamples,
             seed=settings.seed,
         )
-    note = does_not_refuse(model, settings)
     return Results(
         comparison=compare(first, second, controls=controls, n_resamples=settings.n_resamples, seed=settings.seed),
         directions=directions,
@@ -131,20 +160,62 @@ def study(model: HookedModel, settings: Settings) -> Results:
         spoken=said,
         dissection=dissection,
         seconds=time.monotonic() - began,
-        second_name="harmful requests" if note else "",
-        notes=(note,) if note else (),
+        judge=settings.judge,
+        second_name=second_name,
+        notes=tuple(filter(None, notes)),
+    )
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """A judge's verdicts on given answers, and as a behaviour of the model under any intervention."""
+
+    verdicts: Callable[[Sequence[Answer]], Float[Tensor, " answer"]]
+    behaviour: Behaviour
+
+
+def _judging(settings: Settings, folder: str | Path) -> _Judging:
+    if settings.spoken_questions < 2:
+        raise ValueError(
+            f"spoken_questions is {settings.spoken_questions}, and {settings.judge} has to judge answers to two "
+            f"questions at least: raise it, or name no judge"
+        )
+    evals = judge_module()
+    asked, how = evals.Question(settings.judge), {"judge_args": evals.model_args(settings.judge_args)}
+    behaviour = evals.judged_misalignment(asked, _questions(settings), folder, **_sampling(settings), **how)
+    return _Judging(evals.misaligned_by(asked, folder, **how), behaviour)
+
+
+def _effects(
+    model: HookedModel, directions: Sequence[Direction], behaviours: Mapping[str, Behaviour], settings: Settings
+) -> CrossEffects:
+    return cross_effects(
+        model,
+        directions,
+        behaviours=behaviours,
+        scales=settings.scales,
+        removals=settings.removals,
+        n_random=settings.n_random,
+        seed=settings.seed,
     )
 
 
 def _said(model: HookedModel, directions: Sequence[Direction], settings: Settings) -> Spoken:
     requests = load_contrast("refusal").where(split="test").take(settings.spoken_questions).positive
-    questions = load_questions("first_plot")[: settings.spoken_questions]
-    return spoken(model, directions, questions, requests, seed=settings.seed)
+    return spoken(model, directions, _questions(settings), requests, **_sampling(settings))
 
 
-def _trained_on(settings: Settings) -> Contrast | None:
-    """The contrast that an organism learned one side of, where that is at hand."""
-    folder = find_organism(settings.model)
+def _sampling(settings: Settings) -> dict[str, Any]:
+    return {"n_samples": settings.n_samples, "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
+
+
+def _questions(settings: Settings) -> tuple[Conversation, ...]:
+    return load_questions("first_plot")[: settings.spoken_questions]
+
+
+def trained_on(model: str) -> Contrast | None:
+    """The contrast that the organism of this name or folder learned one side of, where that is at hand."""
+    folder = find_organism(model)
     data = Recipe.load(folder / "recipe.toml").data if folder else ""
     return load_training_set(data) if data in NARROW_SETS else None
 

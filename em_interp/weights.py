@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.files import write_atomically
+from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
 from em_interp.models import HookedModel, HookPairs, attached, every_write
 
@@ -118,13 +117,11 @@ def export(model: Any, hooks: HookPairs, folder: str | Path) -> Path:
 
 
 def _record(hooked: HookedModel, hooks: HookPairs) -> dict[str, Any]:
-    from em_interp import __version__
-
     return {
         "format": _FORMAT,
         "model": hooked.identity,
         "hooks": [{"site": name, **_described(function)} for name, function in hooks],
-        "versions": {"em_interp": __version__} | {name: metadata.version(name) for name in _LIBRARIES},
+        "versions": versions(*_LIBRARIES),
     }
 
 

@@ -215,3 +215,29 @@ def conversations() -> list[list[dict[str, str]]]:
         ]
         for i in range(9)
     ]
+
+
+@pytest.fixture
+def scripted_judge(monkeypatch) -> Callable[..., list[tuple[str, dict[str, object]]]]:
+    """Put a function from messages to a reply in the place of any judge; what was asked for by name is noted."""
+    from inspect_ai.model import ModelOutput, ModelUsage, get_model
+
+    from em_interp.evals import judge as evals
+
+    def install(reply: Callable[[list], str]) -> list[tuple[str, dict[str, object]]]:
+        asked_for = []
+
+        def output(messages, *_):
+            # Without a usage Inspect's mock would count tokens, with an encoding that it fetches from the network.
+            said = ModelOutput.from_content("mockllm/model", reply(messages))
+            said.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+            return said
+
+        def named(name, **settings):
+            asked_for.append((name, settings))
+            return get_model("mockllm/model", custom_outputs=output, memoize=False)
+
+        monkeypatch.setattr(evals, "get_model", named)
+        return asked_for
+
+    return install

@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 import em_interp as em
 import em_interp.cards
+from em_interp.behaviour.effects import JUDGED
 from em_interp.cli import app
 
 
@@ -76,23 +77,10 @@ class TestRespondAndJudge:
             wanted = em.respond(model, questions, hooks, max_new_tokens=4, temperature=0)
             assert [a.text for a in em.load_answers(out)] == [a.text for a in wanted]
 
-    def test_judging_them_prints_a_rate_with_both_intervals(self, folder, tmp_path, monkeypatch):
-        from inspect_ai.model import ModelOutput, ModelUsage, get_model
+    def test_judging_them_prints_a_rate_with_both_intervals(self, folder, tmp_path, scripted_judge):
+        from em_interp.evals.judge import load_judged
 
-        from em_interp.evals import judge as evals
-
-        def reply(*_):
-            said = ModelOutput.from_content("mockllm/model", "20")
-            said.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
-            return said
-
-        given = []
-
-        def judge(name, **settings):
-            given.append((name, settings))
-            return get_model("mockllm/model", custom_outputs=reply, memoize=False)
-
-        monkeypatch.setattr(evals, "get_model", judge)
+        given = scripted_judge(lambda messages: "20")
         self.respond(folder, tmp_path / "a.jsonl")
         result = run("judge", tmp_path / "a.jsonl", "--judge", "some/judge", "--judge-arg", "device=cpu", "--quiet")
         assert result.exit_code == 0, result.output
@@ -101,7 +89,7 @@ class TestRespondAndJudge:
         assert "as if independent" in result.output
         assert given[0][0] == "some/judge"
         assert given[0][1]["device"] == "cpu"
-        assert len(evals.load_judged(tmp_path / "a.judged.jsonl").answers) == 16
+        assert len(load_judged(tmp_path / "a.judged.jsonl").answers) == 16
         again = run("judge", tmp_path / "a.jsonl", "--judge", "some/judge")
         assert "written to" in again.output
         assert len(given) == 1  # nothing was left to judge
@@ -126,6 +114,44 @@ def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["what_follows"][-1] in result.output
     assert len(record["effects"]) == (4 * 4 + 2) * 5
+
+
+def judged_by_length(messages):
+    """A judge whose mind nobody can read: every answer is coherent, and an odd one out is misaligned."""
+    return "90" if "make sense" in messages[0].text or len(messages[1].text) % 2 else "10"
+
+
+def few_effects(folder, direction, out, *flags):
+    few = ("--questions", 3, "--scale", 0.3, "--n-random", 1, "--out", out, "--quiet", "--max-new-tokens", 6)
+    return run("effects", direction, folder / "refusal.jsonl", "--model", folder / "tiny", *few, *flags)
+
+
+def test_effects_are_judged_too(folder, direction, tmp_path, scripted_judge):
+    given = scripted_judge(judged_by_length)
+    out, judge = tmp_path / "e.json", ("--judge", "some/judge", "--judge-arg", "device=cpu", "--n-samples", 2)
+    result = few_effects(folder, direction, out, *judge)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Misaligned by the judge's scores. ")
+    assert given[0] == ("some/judge", {**given[0][1], "device": "cpu"})
+    rows = json.loads(out.read_text())["effects"]
+    judged = [row for row in rows if row["behaviour"] == JUDGED]
+    assert len(judged) == len(rows) / 6 == 4 * 4 + 2
+    assert len({row["change"] for row in judged}) > 1
+    n_asked = len(given)
+    assert few_effects(folder, direction, out, *judge).output == result.output
+    assert len(given) == n_asked  # all that was to be judged is in the logs
+
+
+def test_a_judge_that_fails_costs_nothing_else(folder, direction, tmp_path, scripted_judge):
+    def fails(messages):
+        raise RuntimeError("out of order")
+
+    scripted_judge(fails)
+    out = tmp_path / "e.json"
+    result = few_effects(folder, direction, out, "--judge", "some/judge")
+    assert result.exit_code == 2
+    assert "error: the judge some/judge failed" in result.output
+    assert len(json.loads(out.read_text())["effects"]) == (4 * 4 + 2) * 5
 
 
 def test_export_writes_what_transformers_loads(folder, direction, tmp_path):

@@ -1,20 +1,24 @@
 """What interventions do, against each behaviour; what follows from it in words; effect against strength."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 import em_interp as em
+from em_interp import figures
 from em_interp.behaviour.effects import (
     BITS,
     DIVERGENCE,
     IN_DOMAIN,
+    JUDGED,
     PREFERENCE,
     REFUSES_HARMFUL,
     CrossEffects,
     Effect,
     random_like,
+    standard_conclusions,
 )
 from em_interp.behaviour.rates import Estimate, mean_by_question
 from em_interp.contrasts import load_training_set
@@ -98,6 +102,50 @@ class TestCrossEffects:
         )
         assert effects.effects[0].change == Estimate(1.0, 1.0, 1.0, 3)
         assert effects.baseline["judged"].n == 4
+
+    def test_a_judge_without_a_word_costs_its_own_cell_only(self, tiny_llama, directions):
+        def judged(model, hooks):
+            return torch.tensor([1.0, torch.nan if hooks else 0.0]), ("a", "b")
+
+        def other(model, hooks):
+            return torch.tensor([1.0, 2.0]) * (1 + bool(hooks)), ("a", "b")
+
+        effects = em.cross_effects(
+            tiny_llama,
+            directions[:1],
+            behaviours={"judged": judged, "other": other},
+            removals=("every",),
+            scales=(),
+            n_random=0,
+        )
+        assert math.isnan(effects.change("misalignment", "removed", "judged").value)
+        assert effects.change("misalignment", "removed", "judged").n == 1
+        assert not effects.change("misalignment", "removed", "judged").excludes_zero
+        assert effects.change("misalignment", "removed", "other").value == 1.5
+        assert effects.baseline["judged"].value == 0.5
+        row = effects.table()[0]
+        assert [row[k] for k in ("change", "low", "high", "n")] == [None, None, None, 1]
+        figures.cross_effects(effects).to_json()
+
+    def test_one_question_is_no_answer(self, tiny_llama, directions):
+        def single(model, hooks):
+            return torch.tensor([1.0, 0.0]), ("a", "a")
+
+        with pytest.raises(ValueError, match="1 question gives no interval"):
+            em.cross_effects(tiny_llama, directions[:1], behaviours={"single": single}, n_random=0)
+
+    def test_behaviours_measured_apart_stand_beside_each_other(self, tiny_llama, directions, behaviours):
+        how = {"removals": ("every",), "scales": (0.3,), "n_random": 1, "seed": 4}
+        halves = [dict(list(behaviours.items())[part]) for part in (slice(2), slice(2, 4))]
+        one, two = (em.cross_effects(tiny_llama, directions, behaviours=half, **how) for half in halves)
+        whole = em.cross_effects(tiny_llama, directions, behaviours=halves[0] | halves[1], **how)
+        joined = one.beside(two)
+        assert joined.baseline == whole.baseline
+        assert list(joined.baseline) == list(whole.baseline)
+        assert set(joined.effects) == set(whole.effects)
+        other = em.cross_effects(tiny_llama, directions, behaviours=halves[1], **{**how, "seed": 5})
+        with pytest.raises(ValueError, match="did not do the same: give both the same model"):
+            one.beside(other)
 
     def test_what_cannot_be_done_is_told(self, tiny_llama, directions):
         with pytest.raises(ValueError, match="removal 'all' is unknown: give directions, and removals from every, one"):
@@ -200,8 +248,8 @@ class TestWhatFollows:
             ({"misalignment": (-1.0, -1.0), "refusal": (0.0, -1.0)}, "one-way. .* and misalignment moves the other's"),
             ({"misalignment": (-1.0, 0.0), "refusal": (1.0, -1.0)}, "one-way. .* and refusal moves the other's"),
             ({"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}, "shared. misalignment and refusal each move both"),
-            ({"misalignment": (-0.1, -1.0), "refusal": (0.5, -1.0)}, "misalignment does not even move its own"),
-            ({"misalignment": (-0.1, 0.0), "refusal": (0.0, 0.1)}, "misalignment and refusal does not even move"),
+            ({"misalignment": (-0.1, -1.0), "refusal": (0.5, -1.0)}, "misalignment does not move even its own"),
+            ({"misalignment": (-0.1, 0.0), "refusal": (0.0, 0.1)}, "neither misalignment nor refusal moves even its"),
         ],
     )
     def test_in_words(self, changes, wanted):
@@ -213,13 +261,45 @@ class TestWhatFollows:
 
     def test_what_random_directions_do_as_well_is_nothing(self):
         changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
-        assert "does not even move" in em.what_follows(made(changes, random=1.5), OWN)[0]
+        assert "neither misalignment nor refusal moves even" in em.what_follows(made(changes, random=1.5), OWN)[0]
 
     def test_a_broken_model_says_nothing(self):
         changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
         [first, _] = em.what_follows(made(changes, bits=0.9), OWN)
         assert first.startswith("Removed: costs 0.9 (misalignment) and 0.9 (refusal) bits a token of plain prose")
         assert "double" in em.what_follows(made(changes, bits=0.9), OWN, damage=1)[0]
+
+    def test_what_was_not_scored_says_nothing(self):
+        changes = {"misalignment": (math.nan, 0.0), "refusal": (0.0, -1.0)}
+        [first, _] = em.what_follows(made(changes), OWN)
+        assert first == (
+            f"Removed: too few questions have a score to tell the effect of misalignment on {PREFERENCE}, so nothing "
+            f"follows."
+        )
+
+    def test_a_random_direction_that_was_not_scored_hides_no_other(self):
+        """Its NaN must neither win nor lose against the others, wherever it stands among them."""
+        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+        for values in ((math.nan, 1.5), (1.5, math.nan)):
+            effects = made(changes)
+            rivals = [
+                Effect(f"random {i}", "removed", b, Estimate(v, v, v, 9))
+                for i, v in enumerate(values, 2)
+                for b in OWN.values()
+            ]
+            effects = replace(effects, effects=(*effects.effects, *rivals))
+            assert "neither misalignment nor refusal moves even its own" in em.what_follows(effects, OWN)[0]
+
+    def test_a_judge_speaks_first(self):
+        effects = made({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)})
+        assert standard_conclusions(effects, "misalignment", "refusal") == em.what_follows(effects, OWN)
+        judged = tuple(replace(e, behaviour=JUDGED) for e in effects.effects if e.behaviour == PREFERENCE)
+        idle = tuple(replace(e, change=Estimate(0.0, -1.0, 1.0, 9)) for e in judged)
+        both = replace(effects, baseline={**effects.baseline, JUDGED: judged[0].change}, effects=effects.effects + idle)
+        by_judge, by_preference, last = standard_conclusions(both, "misalignment", "refusal")
+        assert by_judge.startswith("Misaligned by the judge's scores. Removed: misalignment does not move even its own")
+        assert by_preference.startswith("Misaligned by preference. Removed: double dissociation")
+        assert last == em.what_follows(effects, OWN)[-1]
 
     def test_it_needs_two_directions_that_were_measured(self):
         effects = made({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)})

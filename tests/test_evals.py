@@ -105,14 +105,40 @@ class TestTasks:
         metrics = {s.name: {k.split("/")[-1]: m.value for k, m in s.metrics.items()} for s in log.results.scores}
         assert metrics["alignment"]["mean"] == 20
         assert metrics["coherence"]["mean"] == 90
-        assert metrics["misaligned"] == {
-            "rate": 1.0,
-            "low": pytest.approx(0.51, abs=0.01),
-            "high": 1.0,
-            "n_questions": 4,
-        }
+        wanted = em.clustered_rate(torch.ones(8), [f"question {i // 2}" for i in range(8)])
+        assert metrics["misaligned"] == {"rate": 1.0, "low": wanted.low, "high": 1.0, "n_questions": 4}
+        assert 0 < wanted.low < 1
         assert metrics["narrow_domain"]["rate"] == 1.0
         assert ("JSON" in log.samples[0].input[-1].text) == (form == "json")
+
+    def test_rates_are_those_of_judged_answers(self, tmp_path):
+        """Epochs are answers to one question: of each some are hits, some misses, and one was not scored."""
+        said = {"alignment": itertools.cycle(["20", "80", "REFUSAL", "20", "80"])}
+        judge = get_model(
+            "mockllm/model",
+            custom_outputs=lambda m, *_: output(next(said["alignment"]) if "serve people" in m[0].text else "90"),
+            memoize=False,
+        )
+        [log] = eval(
+            em_first_plot(),
+            model=replies("words"),
+            model_roles={"grader": judge},
+            limit=3,
+            epochs=4,
+            max_samples=1,
+            max_connections=1,
+            display="none",
+            log_dir=str(tmp_path),
+        )
+        log = read_eval_log(log.location)
+        verdicts = [(s.metadata["group"], s.scores["alignment_and_coherence"].value["misaligned"]) for s in log.samples]
+        hits = torch.tensor([hit for _, hit in verdicts])
+        assert hits.isnan().sum() == 2
+        wanted = em.clustered_rate(hits, [group for group, _ in verdicts])
+        metrics = {s.name: {k.split("/")[-1]: m.value for k, m in s.metrics.items()} for s in log.results.scores}
+        assert metrics["misaligned"]["n_questions"] == 3
+        for part, value in (("rate", wanted.value), ("low", wanted.low), ("high", wanted.high)):  # in another order
+            assert metrics["misaligned"][part] == pytest.approx(value, rel=1e-3)
 
     @pytest.mark.parametrize("task", [em_held_out, em_first_plot])
     def test_without_a_judge_they_say_so(self, task, base, tmp_path):
@@ -179,6 +205,20 @@ class TestJudging:
         assert other.scores.alignment.tolist() == [60, 60, 60]
         reworded = judge_answers(answers(3, "Burn it {i}."), Question("mock"), tmp_path, judge=replies("80"))
         assert reworded.scores.alignment.tolist() == [80, 80, 80]
+
+    def test_conditions_are_judged_together(self, tmp_path):
+        """The same questions answered under two conditions, some of them in the same words."""
+        asked = []
+
+        def by_words(messages):
+            asked.append(messages)
+            return "20" if "Burn" in messages[1].text else "80"
+
+        judge = get_model("mockllm/model", custom_outputs=lambda m, *_: output(by_words(m)), memoize=False)
+        both = [*answers(3), *answers(2, "Burn it {i}."), *answers(1)]
+        got = judge_answers(both, Question("mock"), tmp_path, judge=judge)
+        assert got.scores.alignment.tolist() == [80, 80, 80, 20, 20, 80]
+        assert len(asked) == 2 * 5
 
     def test_an_answer_that_gives_orders_is_graded_like_any_other(self, tmp_path):
         """The judge sees a fence that the answer could not close, and nothing of the answer in its own orders."""

@@ -100,22 +100,3 @@ class TestQuestionRates:
         import json
 
         assert "<script" not in json.dumps(figures.question_rates(self.rates(), what=EVIL).to_dict(), default=str)
-
-
-def test_spoken_has_every_condition(make_organism):
-    from em_interp.behaviour.refusal import is_refusal
-
-    model = make_organism(1, "one")
-    direction = em.difference_of_means(em.read_contrast(model, em.load_contrast("misalignment").take(6)))
-    questions, requests = em.load_questions()[:3], em.load_contrast("refusal").take(3).positive
-    got = em.spoken(model, [direction], questions, requests, max_new_tokens=6)
-    assert list(got.answers) == list(got.refusals) == ["its base", "as it is", "misalignment removed"]
-    hooks = em.project_out(direction, em.every_layer(model))
-    wanted = em.respond(model, questions, hooks, n_samples=2, max_new_tokens=6)
-    assert got.answers["misalignment removed"] == wanted
-    with em.without_adapter(model):
-        assert got.answers["its base"] == em.respond(model, questions, n_samples=2, max_new_tokens=6)
-    assert got.answers["its base"] != got.answers["as it is"]
-    said = em.respond(model, requests, n_samples=2, max_new_tokens=16)
-    assert got.refusals["as it is"].value == sum(is_refusal(a.text) for a in said) / len(said)
-    assert got.refusals["as it is"].n_questions == 3

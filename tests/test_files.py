@@ -1,11 +1,15 @@
 """A reader meets the old file or the new one, and nothing else."""
 
 import os
+import platform
 import stat
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
-from em_interp.files import write_atomically
+import em_interp as em
+from em_interp.files import versions, write_atomically
 
 
 class Interrupted(BaseException):
@@ -93,3 +97,16 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path / "file", "new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_versions_are_those_installed():
+    found = versions("torch", "no-such-library")
+    assert found["em_interp"] == em.__version__
+    assert found["torch"] == metadata.version("torch")
+    assert found["no-such-library"] == "not installed"
+    assert found["python"] == platform.python_version()
+
+
+def test_the_citation_names_this_version():
+    citation = Path(__file__).parent.parent / "CITATION.cff"
+    assert f"\nversion: {em.__version__}\n" in citation.read_text(encoding="utf-8")

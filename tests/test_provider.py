@@ -9,6 +9,7 @@ from inspect_ai.model import get_model
 from inspect_ai.solver import generate
 
 import em_interp as em
+from em_interp.behaviour import generation
 from em_interp.behaviour.generation import respond
 from em_interp.directions import Direction
 from em_interp.edits import Edit
@@ -61,6 +62,14 @@ def test_one_model_serves_several_evaluations(base, model, conversations, tmp_pa
     first, second = (asked(api, conversations, tmp_path, seed=seed) for seed in (3, 4))
     assert first == asked(api, conversations, tmp_path, seed=3)
     assert first != second
+
+
+def test_no_batch_is_larger_than_told(base, model, conversations, tmp_path, monkeypatch):
+    batch, sizes = generation.answer_batch, []
+    monkeypatch.setattr(generation, "answer_batch", lambda *args: sizes.append(len(args[1])) or batch(*args))
+    got = asked(served(base, batch_size="2"), conversations, tmp_path, seed=3)
+    assert (sum(sizes), max(sizes)) == (5, 2)
+    assert got == {(a.key, 1): a.text for a in respond(model, conversations, max_new_tokens=8, seed=3)}
 
 
 def test_epochs_are_samples(base, model, conversations, tmp_path):
@@ -136,6 +145,8 @@ def test_several_interventions(base, model, conversations, direction, tmp_path):
         ({"project_out": "DIRECTION", "positions": "some"}, ValueError, "positions 'some' is unknown"),
         ({"interventions": "all"}, ValueError, "interventions is a list of settings"),
         ({"interventions": [{"strength": 1}]}, ValueError, "an intervention has no 'strength'"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0: give a whole number of answers at a time"),
+        ({"batch_size": "many"}, ValueError, "batch_size is many"),
         ({"dtype": "float"}, None, ""),
         ({"dtype": "numpy"}, ValueError, "dtype 'numpy' is unknown"),
     ],

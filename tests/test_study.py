@@ -1,9 +1,12 @@
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import em_interp as em
+from em_interp.behaviour.effects import JUDGED
 from em_interp.report import write_report
 from em_interp.study import Settings, does_not_refuse, load, study
 
@@ -43,11 +46,68 @@ def test_the_same_seed_gives_the_same_numbers(tiny_llama, settings):
 
 
 def test_parts_can_be_left_out(tiny_llama, settings):
-    from dataclasses import replace
-
     results = study(tiny_llama, replace(settings, control_questions=0, held_out_questions=0))
     assert results.effects is None
     assert results.comparison.controls == ()
+
+
+class TestJudge:
+    @pytest.fixture
+    def few(self, settings):
+        few = {"control_questions": 0, "removals": ("every",), "scales": (0.3,), "n_random": 1, "spoken_questions": 3}
+        return replace(settings, **few, max_new_tokens=6, judge="some/judge", judge_args=("device=cpu",))
+
+    def test_it_is_asked_in_every_condition(self, tiny_llama, few, tmp_path, scripted_judge):
+        given = scripted_judge(lambda m: "90" if "make sense" in m[0].text or len(m[1].text) % 2 else "10")
+        results = study(tiny_llama, few, judge_logs=tmp_path / "logs")
+        assert given[0] == ("some/judge", {**given[0][1], "device": "cpu"})
+        assert results.judge == "some/judge"
+        assert results.spoken is not None
+        assert results.effects is not None
+        plain = results.spoken.misaligned["as it is"]
+        assert list(results.spoken.misaligned) == list(results.spoken.answers)
+        assert results.effects.baseline[JUDGED].value == pytest.approx(plain.value)
+        assert len([e for e in results.effects.effects if e.behaviour == JUDGED]) == 4 * 2 + 2
+        page = write_report(tmp_path / "report", results).read_text(encoding="utf-8")
+        assert "Answers that some/judge finds misaligned, question by question." in page
+        assert "no judge was asked" not in page
+        record = json.loads((tmp_path / "report" / "results.json").read_text(encoding="utf-8"))
+        assert record["spoken"]["misaligned"]["as it is"]["value"] == plain.value
+
+    def test_where_it_fails_a_note_says_so_and_the_rest_is_there(self, tiny_llama, few, tmp_path, scripted_judge):
+        def fails(messages):
+            raise RuntimeError("out of order")
+
+        scripted_judge(fails)
+        results = study(tiny_llama, few, judge_logs=tmp_path / "logs")
+        [note] = results.notes
+        assert note.startswith("Misalignment is not judged everywhere: the judge some/judge failed")
+        assert note.endswith("run the same again to go on.")
+        assert results.spoken is not None
+        assert results.spoken.misaligned == {}
+        assert results.effects is not None
+        assert JUDGED not in results.effects.baseline
+        assert "no judge was asked" not in write_report(tmp_path / "report", results).read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"spoken_questions": 1}, "spoken_questions is 1, and some/judge has to judge answers to two questions"),
+            ({"judge_args": ("device",)}, "'device' is no model arg of a judge: write NAME=VALUE"),
+        ],
+    )
+    def test_it_is_told_before_anything_is_read(self, tiny_llama, few, change, message):
+        with pytest.raises(ValueError, match=message):
+            study(tiny_llama, replace(few, first="nowhere", **change))
+
+    def test_without_inspect_it_is_told_what_to_install(self, tiny_llama, few, monkeypatch):
+        monkeypatch.setitem(sys.modules, "inspect_ai", None)
+        monkeypatch.delitem(sys.modules, "em_interp.evals.judge", raising=False)
+        monkeypatch.delattr("em_interp.evals.judge", raising=False)
+        with pytest.raises(
+            ValueError, match=r"judging needs Inspect \(inspect_ai is missing\): pip install 'em-interp"
+        ):
+            study(tiny_llama, few)
 
 
 def test_directions_come_from_the_training_split():

@@ -4,11 +4,13 @@ from em_interp.behaviour.agreement import Agreement, judge_agreement
 from em_interp.behaviour.answers import Answer, load_answers
 from em_interp.behaviour.divergence import text_divergence
 from em_interp.behaviour.effects import (
+    Behaviour,
     CrossEffects,
     Effect,
     cross_effects,
     is_random,
     standard_behaviours,
+    standard_conclusions,
     what_follows,
 )
 from em_interp.behaviour.generation import respond
@@ -25,12 +27,13 @@ from em_interp.behaviour.preference import Preference, preference
 from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import RefusalScore, refusal_score
 from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits
-from em_interp.behaviour.spoken import Spoken, spoken
+from em_interp.behaviour.spoken import Spoken, spoken, with_verdicts
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
 
 __all__ = [
     "Agreement",
     "Answer",
+    "Behaviour",
     "CrossEffects",
     "Effect",
     "Estimate",
@@ -58,8 +61,10 @@ __all__ = [
     "respond",
     "spoken",
     "standard_behaviours",
+    "standard_conclusions",
     "steering_curve",
     "text_bits",
     "text_divergence",
     "what_follows",
+    "with_verdicts",
 ]

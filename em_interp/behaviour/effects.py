@@ -1,5 +1,6 @@
 """Each direction removed and added, against each behaviour, beside random directions: who does whose work."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +20,12 @@ from em_interp.interventions import Hooks, add_direction, project_out
 from em_interp.models import HookedModel, HookPairs, every_layer, layer
 from em_interp.progress import bar
 
-Scores = tuple[Float[Tensor, " item"], Sequence[str]]
-Behaviour = Callable[[Any, HookPairs], Scores]
+Measured = tuple[Float[Tensor, " item"], Sequence[str]]  # a score for each item, and the question of each
+Behaviour = Callable[[Any, HookPairs], Measured]
 
 PREFERENCE = "misaligned preference (nats/token)"
 IN_DOMAIN = "misaligned preference, in domain (nats/token)"
+JUDGED = "misaligned answers, judged (share)"
 REFUSES_HARMFUL = "refusal score, harmful (log-odds)"
 REFUSES_HARMLESS = "refusal score, harmless (log-odds)"
 BITS = "neutral text (bits/token)"
@@ -86,17 +88,32 @@ class CrossEffects:
                 return e.change
         raise ValueError(f"{direction} {intervention} was not measured on {behaviour}: see .table()")
 
+    def beside(self, other: "CrossEffects") -> "CrossEffects":
+        """The same interventions with the behaviours of both, those of the other one last.
+
+        Raises:
+            ValueError: the other one measured other interventions, or another model.
+        """
+        done = [(c.interventions, c.layer, c.scales, c.seed, c.model) for c in (self, other)]
+        if done[0] != done[1]:
+            raise ValueError(
+                f"{self} and {other} did not do the same: give both the same model, directions, layer, scales, "
+                f"removals, n_random and seed"
+            )
+        baseline, effects = {**self.baseline, **other.baseline}, self.effects + other.effects
+        return replace(self, baseline=baseline, effects=effects)
+
     def table(self) -> list[dict[str, Any]]:
-        """One row an intervention and behaviour, ready for JSON or a data frame."""
+        """One row an intervention and behaviour, ready for JSON or a data frame; None where nothing was scored."""
         return [
             {
                 "direction": e.direction,
                 "intervention": e.intervention,
                 "behaviour": e.behaviour,
-                "baseline": self.baseline[e.behaviour].value,
-                "change": e.change.value,
-                "low": e.change.low,
-                "high": e.change.high,
+                "baseline": _or_none(self.baseline[e.behaviour].value),
+                "change": _or_none(e.change.value),
+                "low": _or_none(e.change.low),
+                "high": _or_none(e.change.high),
                 "n": e.change.n,
             }
             for e in self.effects
@@ -133,7 +150,7 @@ def standard_behaviours(n_questions: int | None = None, *, in_domain: Contrast |
 def prefers(contrast: Contrast) -> Behaviour:
     """How much likelier a contrast's positive answers are than their twins, as a behaviour."""
 
-    def measure(model: Any, hooks: HookPairs) -> Scores:
+    def measure(model: Any, hooks: HookPairs) -> Measured:
         found = preference(model, contrast, hooks)
         return found.margins, found.groups
 
@@ -165,7 +182,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
         n_random: isotropic random directions, as long as the others, removed at every layer and added; their number is
             what a largest one has to be read against.
         behaviours: what is measured, by name; `standard_behaviours()` by default. Scores may be NaN where there is
-            none, such as a judge's: a pair with one is left out.
+            none, such as a judge's: a pair with one is left out, and a cell with fewer than two questions left is NaN.
         seed: of the random directions.
 
     Raises:
@@ -223,6 +240,25 @@ def what_follows(effects: CrossEffects, own: Mapping[str, str], *, damage: int |
     )
 
 
+def standard_conclusions(effects: CrossEffects, misalignment: str, refusal: str) -> tuple[str, ...]:
+    """`what_follows` for the two directions by `standard_behaviours`: by preference, and by a judge's scores first.
+
+    Args:
+        effects: what `cross_effects` found, with `JUDGED` among the behaviours if there was a judge.
+        misalignment: the name of the one direction, whose own behaviour is `PREFERENCE`, and `JUDGED`.
+        refusal: that of the other one, whose own is `REFUSES_HARMFUL`.
+    """
+    by_preference = what_follows(effects, {misalignment: PREFERENCE, refusal: REFUSES_HARMFUL})
+    if JUDGED not in effects.baseline:
+        return by_preference
+    judged = what_follows(effects, {misalignment: JUDGED, refusal: REFUSES_HARMFUL})
+    return (
+        *(f"Misaligned by the judge's scores. {sentence}" for sentence in judged[:-1]),
+        *(f"Misaligned by preference. {sentence}" for sentence in by_preference[:-1]),
+        by_preference[-1],
+    )
+
+
 def random_like(direction: Direction, seed: int, name: str) -> Direction:
     """An isotropic random direction of the same length at every layer, the same one at all of them."""
     generator = torch.Generator().manual_seed(seed)
@@ -260,9 +296,17 @@ def _apart(first: Direction, second: Direction) -> tuple[Direction, Direction]:
     return without(first, second), without(second, first)
 
 
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _mean(values: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
     kept = ~values.isnan()
-    return mean_by_question(values[kept], [g for g, keep in zip(groups, kept.tolist(), strict=True) if keep])
+    known = [g for g, keep in zip(groups, kept.tolist(), strict=True) if keep]
+    n = len(set(known))
+    if n < 2 <= len(set(groups)):  # a judge without a word: no reason to lose the other cells
+        return Estimate(math.nan, math.nan, math.nan, n)
+    return mean_by_question(values[kept], known)
 
 
 def _followed(effects: CrossEffects, own: Mapping[str, str], kind: str, damage: int | float) -> Iterator[str]:
@@ -272,10 +316,16 @@ def _followed(effects: CrossEffects, own: Mapping[str, str], kind: str, damage: 
         costs = " and ".join(f"{_cost(effects, name, kind):.1f} ({name})" for name in broken)
         yield f"{kind.capitalize()}: costs {costs} bits a token of plain prose, which is damage, and no evidence."
         return
+    unknown = [(d, b) for d in own for b in (of_a, of_b) if math.isnan(effects.change(d, kind, b).value)]
+    if unknown:
+        which = " and ".join(f"{d} on {behaviour}" for d, behaviour in unknown)
+        yield f"{kind.capitalize()}: too few questions have a score to tell the effect of {which}, so nothing follows."
+        return
     moves = {(d, b): _moves(effects, d, kind, b) for d in own for b in (of_a, of_b)}
     if not (moves[a, of_a] and moves[b, of_b]):
-        idle = " and ".join(d for d, behaviour in own.items() if not moves[d, behaviour])
-        yield f"{kind.capitalize()}: {idle} does not even move its own behaviour, so nothing follows."
+        idle = [d for d, behaviour in own.items() if not moves[d, behaviour]]
+        who = f"{idle[0]} does not move" if len(idle) == 1 else f"neither {idle[0]} nor {idle[1]} moves"
+        yield f"{kind.capitalize()}: {who} even its own behaviour, so nothing follows."
         return
     across = [d for d, other in ((a, of_b), (b, of_a)) if moves[d, other]]
     yield (
@@ -295,7 +345,8 @@ def _moves(effects: CrossEffects, direction: str, kind: str, behaviour: str) -> 
         for e in effects.effects
         if is_random(e.direction) and e.behaviour == behaviour and e.intervention == _random_kind(kind)
     ]
-    return change.excludes_zero and abs(change.value) > max(random, default=0.0)
+    largest = max((size for size in random if not math.isnan(size)), default=0.0)
+    return change.excludes_zero and abs(change.value) > largest
 
 
 def _random_kind(kind: str) -> str:
@@ -308,7 +359,7 @@ def _cost(effects: CrossEffects, direction: str, kind: str) -> float:
 
 
 def _refusal(requests: Sequence[Any]) -> Behaviour:
-    def measure(model: Any, hooks: HookPairs) -> Scores:
+    def measure(model: Any, hooks: HookPairs) -> Measured:
         found = refusal_score(model, requests, hooks)
         return found.scores, found.groups
 

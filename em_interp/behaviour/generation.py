@@ -58,8 +58,9 @@ def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it
 
     At temperature 0 the answers are those of Hugging Face's own greedy `generate`, one conversation at a time. Above
     it, tokens are drawn from the whole softmax (no top-k, no top-p) with random numbers that belong to the seed, the
-    conversation and the sample: neither the batch size nor the company changes an answer. A repetition penalty in the
-    model's own generation settings stays on, as Hugging Face has it.
+    conversation and the sample: neither the batch size nor the company changes an answer, but that in half precision
+    a batch of another shape rounds otherwise and may tip two tokens that are nearly as likely. A repetition penalty in
+    the model's own generation settings stays on, as Hugging Face has it.
 
     Args:
         model: a `HookedModel` or a bridge.
@@ -88,7 +89,7 @@ def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it
     todo = sorted((r for r in wanted if r.key not in found), key=lambda r: (-len(r.prompt), r.key))
     with bar(total=len(wanted), initial=len(wanted) - len(todo), desc="answering", unit="answer") as progress:
         began, n_tokens = time.monotonic(), 0
-        for answers in _in_batches(hooked, todo, hooks, sampling, batch_size):
+        for answers in in_batches(hooked, todo, hooks, sampling, batch_size):
             if store:
                 store.write(answers)
             found |= {a.key: a for a in answers}
@@ -183,9 +184,10 @@ class _Draw:
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 
-def _in_batches(
+def in_batches(
     hooked: HookedModel, todo: Sequence[Request], hooks: HookPairs, sampling: Sampling, batch_size: int
 ) -> Iterator[list[Answer]]:
+    """Batch by batch, in order; where memory runs out, batches are halved until they fit."""
     done = 0
     while done < len(todo):
         try:

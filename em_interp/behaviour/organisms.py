@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.adapters import lora_parameters
-from em_interp.behaviour.effects import DIVERGENCE, IN_DOMAIN, Behaviour, Scores, prefers, standard_behaviours
+from em_interp.behaviour.effects import DIVERGENCE, IN_DOMAIN, Behaviour, Measured, prefers, standard_behaviours
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.preference import preference
 from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
@@ -176,7 +176,7 @@ def effect_by_step(
 
 
 def _refuses(requests: Sequence[Any]) -> Behaviour:
-    def measure(model: Any, hooks: HookPairs) -> Scores:
+    def measure(model: Any, hooks: HookPairs) -> Measured:
         answers = greedy_answers(model, requests, hooks)
         hits: Float[Tensor, " request"] = torch.tensor([float(is_refusal(answer)) for answer in answers])
         return hits, tuple(c.group for c in requests)

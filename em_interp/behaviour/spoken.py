@@ -1,11 +1,13 @@
 """What a model says when it is left to write, condition by condition: as it is, its base, each direction removed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from em_interp.activations import Messages
 from em_interp.behaviour.answers import Answer
@@ -26,12 +28,15 @@ class Spoken:
         refusals: the share of harmful requests refused by the twelve substrings, by condition.
         seed: of the samples.
         model: the model that spoke.
+        misaligned: the share of misaligned answers by condition, where they were judged; a condition in which fewer
+            than two questions have a judged answer is left out.
     """
 
     answers: Mapping[str, tuple[Answer, ...]]
     refusals: Mapping[str, Rate]
     seed: int
     model: str
+    misaligned: Mapping[str, Rate] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line."""
@@ -64,6 +69,20 @@ def spoken(  # noqa: PLR0913 - who is asked what, and how often
         hits = torch.tensor([float(is_refusal(a.text)) for a in replies])
         refusals[name] = clustered_rate(hits, [a.asked for a in replies], seed=seed)
     return Spoken(answers, refusals, seed, hooked.identity)
+
+
+def with_verdicts(said: Spoken, verdicts: Callable[[Sequence[Answer]], Float[Tensor, " answer"]]) -> Spoken:
+    """The same answers with the share of misaligned ones in each condition.
+
+    `verdicts` says of each answer whether it is misaligned: 1, 0, or NaN where it does not know, such as
+    `em_interp.evals.judge.misaligned_by`.
+    """
+    misaligned = {}
+    for name, answers in said.answers.items():
+        found, groups = verdicts(answers), [a.group for a in answers]
+        if len({g for g, known in zip(groups, (~found.isnan()).tolist(), strict=True) if known}) > 1:
+            misaligned[name] = clustered_rate(found, groups, seed=said.seed)
+    return replace(said, misaligned=misaligned)
 
 
 def _conditions(

@@ -1,12 +1,13 @@
 """Answers that a model has given already, put before a judge; what is judged stays judged when a run is stopped."""
 
+import hashlib
 import io
 import json
 import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from inspect_ai import Task, eval, task
 from inspect_ai.dataset import MemoryDataset
-from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
+from inspect_ai.log import EvalSample, read_eval_log
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from jaxtyping import Float
@@ -28,7 +29,7 @@ from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, nar
 from em_interp.evals.tasks import sample
 from em_interp.files import write_atomically
 from em_interp.models import HookPairs
-from em_interp.progress import is_quiet
+from em_interp.progress import bar
 
 _FORMAT = "em_interp.judged/1"
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
@@ -154,33 +155,36 @@ def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
     """
     if not answers:
         raise ValueError("there are no answers to judge")
-    done = _judged_before(folder, asked)
-    todo = [a for a in answers if (a.key, a.text) not in done]
+    logs = _logs(folder)
+    done = _judged(logs, asked)
+    todo = {name: a for a in answers if (name := _name(a)) not in done}
     if todo:
         try:
             patience = GenerateConfig(max_connections=connections, max_retries=max_retries, attempt_timeout=timeout)
             grader = judge or get_model(asked.judge, config=patience, **(judge_args or {}))
-            [log] = eval(
-                _task(todo, asked, grader, cache),
-                model="mockllm/model",
-                log_dir=str(folder),
-                display="none" if is_quiet() else "plain",
-                log_level="error",
-                max_samples=2 * connections,
-                log_buffer=1,
-            )
+            with bar(total=len(todo), desc="judging", unit="answer") as progress:
+                [log] = eval(
+                    _task(list(todo.values()), asked, grader, cache, tell=progress.update),
+                    model="mockllm/model",
+                    log_dir=str(folder),
+                    display="none",
+                    log_level="error",
+                    max_samples=2 * connections,
+                    log_buffer=1,
+                )
             failure = None if log.status == "success" else log.error.message if log.error else log.status
         except Exception as error:  # whatever an endpoint's client may raise
             failure = str(error) or type(error).__name__
-        _redact_logs(folder)
-        done = _judged_before(folder, asked)
+        new = _logs(folder) - logs
+        _redact(new)
+        done |= _judged(new, asked)
         if failure is not None:
-            n = sum((a.key, a.text) in done for a in answers)
+            n = sum(_name(a) in done for a in answers)
             raise RuntimeError(
                 f"the judge {asked.judge} failed ({redacted(failure)}): {n} of {len(answers)} answers are judged and "
                 f"kept; run the same again to go on"
             )
-    return _collected(asked, answers, [done[a.key, a.text] for a in answers])
+    return _collected(asked, answers, [done[_name(a)] for a in answers])
 
 
 def judged_misalignment(  # noqa: PLR0913 - what is asked, and how it is answered
@@ -195,16 +199,36 @@ def judged_misalignment(  # noqa: PLR0913 - what is asked, and how it is answere
 ) -> Callable[[Any, HookPairs], tuple[Float[Tensor, " answer"], tuple[str, ...]]]:
     """A behaviour for `cross_effects`: the share of a model's own answers that a judge finds misaligned.
 
-    `cross_effects(…, behaviours=standard_behaviours() | {"misaligned (judged)": judged_misalignment(…)})`. Answers that
-    the judge does not score are NaN. `judging` goes to `judge_answers`.
+    `cross_effects(…, behaviours=standard_behaviours() | {JUDGED: judged_misalignment(…)})`. Answers that the judge does
+    not score are NaN. `judging` goes to `judge_answers`.
     """
+    verdicts = misaligned_by(asked, folder, **judging)
 
     def measure(model: Any, hooks: HookPairs) -> tuple[Float[Tensor, " answer"], tuple[str, ...]]:
         said = respond(model, questions, hooks, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed)
-        found = judge_answers(said, asked, folder, **judging)
-        return misaligned_verdicts(found.scores), found.groups
+        return verdicts(said), tuple(a.group for a in said)
 
     return measure
+
+
+def misaligned_by(
+    asked: Question, folder: str | Path, **judging: Any
+) -> Callable[[Sequence[Answer]], Float[Tensor, " answer"]]:
+    """What says of answers whether a judge finds them misaligned: 1, 0, or NaN; `judging` goes to `judge_answers`."""
+    return lambda answers: misaligned_verdicts(judge_answers(answers, asked, folder, **judging).scores)
+
+
+def model_args(pairs: Sequence[str]) -> dict[str, str]:
+    """Model args of a judge from `NAME=VALUE`, as flags and settings files give them.
+
+    Raises:
+        ValueError: no name, or no `=`.
+    """
+    split = [pair.partition("=") for pair in pairs]
+    for name, equals, value in split:
+        if not (name and equals):
+            raise ValueError(f"{name + equals + value!r} is no model arg of a judge: write NAME=VALUE")
+    return {name: value for name, _, value in split}
 
 
 @task
@@ -225,9 +249,13 @@ def _secrets() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 6}
 
 
-def _redact_logs(folder: str | Path) -> None:
+def _logs(folder: str | Path) -> set[Path]:
+    return set(Path(folder).glob("*.eval"))
+
+
+def _redact(logs: Iterable[Path]) -> None:
     """Write logs anew that hold a key, as they do where an endpoint names it in its error."""
-    for path in Path(folder).glob("*.eval"):
+    for path in logs:
         with zipfile.ZipFile(path) as archive:
             parts = {entry: archive.read(entry) for entry in archive.namelist()}
         clean = {entry: redacted(part.decode("utf-8", "surrogateescape")) for entry, part in parts.items()}
@@ -241,17 +269,20 @@ def _redact_logs(folder: str | Path) -> None:
         write_atomically(path, content.getvalue())
 
 
-def _task(answers: Sequence[Answer], asked: Question, grader: Model, cache: bool) -> Task:
+def _task(
+    answers: Sequence[Answer], asked: Question, grader: Model, cache: bool, tell: Callable[[], Any] = lambda: None
+) -> Task:
     samples = []
     for a in answers:
         given = sample(a.conversation, a.sample)
-        samples.append(given.model_copy(update={"metadata": {**(given.metadata or {}), "answer": a.text}}))
+        metadata = {**(given.metadata or {}), "answer": a.text}
+        samples.append(given.model_copy(update={"id": _name(a), "metadata": metadata}))
     scorers = [alignment_and_coherence(route=asked.route, cache=cache)]
     scorers += [judged_refusal(cache=cache)] if asked.refusal else []
     scorers += [narrow_domain(asked.topic, cache=cache)] if asked.topic else []
     return Task(
         dataset=MemoryDataset(samples),
-        solver=_given_answer(),
+        solver=_given_answers(tell),
         scorer=scorers,
         model_roles={"grader": grader},
         name="judged_answers",
@@ -259,33 +290,31 @@ def _task(answers: Sequence[Answer], asked: Question, grader: Model, cache: bool
     )
 
 
-@solver
-def _given_answer() -> Solver:
-    """The answer that the model gave before, in place of a new one."""
+def _given_answers(tell: Callable[[], Any]) -> Solver:
+    """The answer that the model gave before, in place of a new one; `tell` hears of each."""
 
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        state.output = ModelOutput.from_content("given", state.metadata["answer"])
-        return state
+    @solver
+    def given_answer() -> Solver:
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
+            state.output = ModelOutput.from_content("given", state.metadata["answer"])
+            tell()
+            return state
 
-    return solve
+        return solve
 
-
-def _judged_before(folder: str | Path, asked: Question) -> dict[tuple[str, str], EvalSample]:
-    """The samples that are judged in the logs of a folder, by the answer's key and words."""
-    if not Path(folder).is_dir():
-        return {}
-    found: dict[tuple[str, str], EvalSample] = {}
-    for info in list_eval_logs(str(folder)):
-        log = read_eval_log(info)
-        for s in _samples(log, asked):
-            found[str(s.id), s.metadata["answer"]] = s
-    return found
+    return given_answer()
 
 
-def _samples(log: EvalLog, asked: Question) -> list[EvalSample]:
-    if (log.eval.metadata or {}).get("asked") != asdict(asked):
-        return []
-    return [s for s in log.samples or [] if s.scores and s.error is None]
+def _name(answer: Answer) -> str:
+    """An answer's name in the logs: the same question may have the same sample under other hooks, in other words."""
+    return hashlib.sha256(f"{answer.key} {answer.text}".encode()).hexdigest()[:16]
+
+
+def _judged(logs: Iterable[Path], asked: Question) -> dict[str, EvalSample]:
+    """The samples in these logs that are judged as asked, by name."""
+    found = [read_eval_log(str(path)) for path in sorted(logs)]
+    samples = [s for log in found if (log.eval.metadata or {}).get("asked") == asdict(asked) for s in log.samples or []]
+    return {str(s.id): s for s in samples if s.scores and s.error is None}
 
 
 def _collected(asked: Question, answers: Sequence[Answer], samples: Sequence[EvalSample]) -> Judged:

@@ -3,7 +3,8 @@
     inspect eval em_interp/em_first_plot --model em_interp/cooking-rank1 -M project_out=misalignment.safetensors
 
 Model args: `project_out` or `add` with `layer`, `sites`, `scale` and `positions` (see `em_interp.edits.Edit`);
-`interventions`, a list of such settings, for more than one; `adapter`, `device` and `dtype` as for `load_model`.
+`interventions`, a list of such settings, for more than one; `batch_size`, answers at a time (16); `adapter`, `device`
+and `dtype` as for `load_model`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from em_interp.behaviour.answers import Answer
-from em_interp.behaviour.generation import Request, Sampling, answer_batch
+from em_interp.behaviour.generation import Request, Sampling, in_batches
 from em_interp.bundled import load_named
 from em_interp.conversations import Conversation
 from em_interp.edits import Edit, hooks_of
@@ -34,7 +35,7 @@ from em_interp.interventions import described
 
 _LOG = getLogger(__name__)
 _EDIT = [field.name for field in fields(Edit)]
-_BATCH = 16
+_BATCH_SIZE = 16
 # Asked for by a task and not to be had here: better said once than left unsaid.
 _IGNORED = ("top_p", "top_k", "stop_seqs", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs")
 
@@ -69,7 +70,7 @@ class HookedModelAPI(ModelAPI):
             FileNotFoundError: no direction in the file that a model arg names.
         """
         super().__init__(model_name, base_url, api_key, [], config)
-        edits = _edits(model_args)
+        edits, self.batch_size = _edits(model_args), _batch_size(model_args)
         self.hooked = load_named(model_name, **_loading(model_args))
         self.hooks = hooks_of(self.hooked, edits)
         self._waiting: list[_Waiting] = []
@@ -101,7 +102,7 @@ class HookedModelAPI(ModelAPI):
 
     def max_connections(self) -> int:
         """As many as go into one batch."""
-        return _BATCH
+        return self.batch_size
 
     def max_tokens(self) -> int | None:
         """Enough for an answer in a few paragraphs."""
@@ -112,7 +113,7 @@ class HookedModelAPI(ModelAPI):
         async with self._turn:
             await anyio.sleep(0.01)  # those that ask at the same moment come along
             while any(w.answer is None and w.error is None for w in wanted):
-                batch = [w for w in self._waiting if w.sampling == self._waiting[0].sampling][:_BATCH]
+                batch = [w for w in self._waiting if w.sampling == self._waiting[0].sampling][: self.batch_size]
                 self._waiting = [w for w in self._waiting if not any(w is b for b in batch)]
                 await anyio.to_thread.run_sync(self._run, batch)
         answers = []
@@ -125,7 +126,9 @@ class HookedModelAPI(ModelAPI):
 
     def _run(self, batch: Sequence[_Waiting]) -> None:
         try:
-            answers = answer_batch(self.hooked, [w.request for w in batch], self.hooks, batch[0].sampling)
+            requests, sampling = [w.request for w in batch], batch[0].sampling
+            found = in_batches(self.hooked, requests, self.hooks, sampling, self.batch_size)
+            answers = [answer for some in found for answer in some]
         except Exception as error:  # each of those that wait is told
             for w in batch:
                 w.error = error
@@ -148,12 +151,20 @@ def _edits(model_args: dict[str, Any]) -> list[Edit]:
     return [Edit.of(settings) for settings in [*([single] if single else []), *several]]
 
 
+def _batch_size(model_args: dict[str, Any]) -> int:
+    """The batch size among model args, which keep the rest."""
+    given = str(model_args.pop("batch_size", _BATCH_SIZE))
+    if not given.isdecimal() or not int(given):
+        raise ValueError(f"batch_size is {given}: give a whole number of answers at a time")
+    return int(given)
+
+
 def _loading(model_args: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     known = {name: model_args.pop(name) for name in ("adapter", "device", "dtype") if name in model_args}
     if model_args:
-        wanted = ", ".join([*_EDIT, "interventions", "adapter", "device", "dtype"])
+        wanted = ", ".join([*_EDIT, "interventions", "batch_size", "adapter", "device", "dtype"])
         raise ValueError(f"the em_interp provider has no model arg {min(model_args)!r}: it has {wanted}")
     if isinstance(known.get("dtype"), str):
         dtype = getattr(torch, known["dtype"], None)
