@@ -226,6 +226,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
     second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
     layer: Annotated[int | None, typer.Option(help="Where directions are added; the middle layer.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Mean residual norms added; may be repeated.")] = None,
+    removal: Annotated[list[str] | None, typer.Option(help="every, one or everywhere; all three by default.")] = None,
     n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
     questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
     judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge answers in every condition.")] = None,
@@ -239,7 +240,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
 
     What a judge says is kept in logs beside the table, or in effects.logs, and not asked again.
 
-    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1
+    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal every
                em-interp effects --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --judge openai/gpt-4o
     """
     with _plain_errors(), _silence(quiet):
@@ -265,6 +266,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         hooked = load_named(model, adapter)
         pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
         how: dict[str, Any] = {"layer_added": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
+        how |= {"removals": removal} if removal else {}
         standard = standard_behaviours(questions, in_domain=trained_on(model))
         found, failure = cross_effects(hooked, pair, behaviours=standard, **how), None
         try:

@@ -122,7 +122,21 @@ def judged_by_length(messages):
 
 
 def few_effects(folder, direction, out, *flags):
-    few = ("--questions", 3, "--scale", 0.3, "--n-random", 1, "--out", out, "--quiet", "--max-new-tokens", 6)
+    few = (
+        "--questions",
+        3,
+        "--scale",
+        0.3,
+        "--removal",
+        "every",
+        "--n-random",
+        1,
+        "--out",
+        out,
+        "--quiet",
+        "--max-new-tokens",
+        6,
+    )
     return run("effects", direction, folder / "refusal.jsonl", "--model", folder / "tiny", *few, *flags)
 
 
@@ -135,7 +149,7 @@ def test_effects_are_judged_too(folder, direction, tmp_path, scripted_judge):
     assert given[0] == ("some/judge", {**given[0][1], "device": "cpu"})
     rows = json.loads(out.read_text())["effects"]
     judged = [row for row in rows if row["behaviour"] == JUDGED]
-    assert len(judged) == len(rows) / 6 == 4 * 4 + 2
+    assert len(judged) == len(rows) / 6 == 4 * 2 + 2
     assert len({row["change"] for row in judged}) > 1
     n_asked = len(given)
     assert few_effects(folder, direction, out, *judge).output == result.output
@@ -151,7 +165,7 @@ def test_a_judge_that_fails_costs_nothing_else(folder, direction, tmp_path, scri
     result = few_effects(folder, direction, out, "--judge", "some/judge")
     assert result.exit_code == 2
     assert "error: the judge some/judge failed" in result.output
-    assert len(json.loads(out.read_text())["effects"]) == (4 * 4 + 2) * 5
+    assert len(json.loads(out.read_text())["effects"]) == (4 * 2 + 2) * 5
 
 
 def test_export_writes_what_transformers_loads(folder, direction, tmp_path):
