@@ -36,7 +36,7 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
     from em_interp.study import Settings
 
     relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
-    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.1,), removals=("every",))
+    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.1,), removals=("everywhere", "negative"))
     _report(replace(quick, model="cooking-rank1", beside=relatives), out, quiet)
 
 
@@ -226,7 +226,9 @@ def effects(  # noqa: PLR0913 - one parameter a flag
     second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
     layer: Annotated[int | None, typer.Option(help="Where directions are added; the middle layer.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Mean residual norms added; may be repeated.")] = None,
-    removal: Annotated[list[str] | None, typer.Option(help="every, one or everywhere; all three by default.")] = None,
+    removal: Annotated[
+        list[str] | None, typer.Option(help="every, one, everywhere or negative; all by default.")
+    ] = None,
     n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
     questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
     judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge answers in every condition.")] = None,
@@ -240,7 +242,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
 
     What a judge says is kept in logs beside the table, or in effects.logs, and not asked again.
 
-    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal every
+    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal negative
                em-interp effects --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --judge openai/gpt-4o
     """
     with _plain_errors(), _silence(quiet):

@@ -73,7 +73,7 @@ class Settings:
     control_questions: int = 48
     held_out_questions: int = 72
     scales: tuple[float, ...] = (0.2, 0.5)
-    removals: tuple[str, ...] = ("every", "everywhere")
+    removals: tuple[str, ...] = ("every", "everywhere", "negative")
     n_random: int = 5
     spoken_questions: int = 10
     n_samples: int = 2

@@ -113,7 +113,7 @@ def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
     assert "misalignment without refusal added × 0.3" in result.output
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["what_follows"][-1] in result.output
-    assert len(record["effects"]) == (4 * 4 + 2) * 5
+    assert len(record["effects"]) == (2 * (4 + 1) + 2 * (3 + 1) + (2 + 1)) * 5
 
 
 def judged_by_length(messages):

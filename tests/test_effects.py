@@ -64,6 +64,12 @@ class TestCrossEffects:
             ("misalignment without refusal", "removed"): em.project_out(apart, em.every_layer(model)),
             ("misalignment without refusal", "added × 0.3"): em.add_direction(apart, [em.layer(model, 1)], scale=0.3),
             ("random 2", "removed"): em.project_out(random_like(direction, 1, ""), em.every_layer(model)),
+            ("misalignment", "set to its negative class at layer 1"): em.set_projection(
+                direction[1], [em.layer(model, 1)], float(direction.negative_projection[1])
+            ),
+            ("random 2", "subtracted at layer 1"): em.add_direction(
+                -random_like(direction, 1, "")[1], [em.layer(model, 1)], scale=1, raw=True
+            ),
         }
 
     def test_every_cell_is_the_paired_difference(self, tiny_llama, directions, behaviours, effects):
@@ -75,13 +81,14 @@ class TestCrossEffects:
                 assert effects.change(direction, kind, name) == wanted, (direction, kind, name)
 
     def test_all_rows_and_columns_are_there(self, effects, behaviours):
-        # Four directions, three removals and two additions each; two random ones, one removal and two additions.
-        assert len(effects.interventions) == 4 * 5 + 2 * 3
-        assert len(effects.effects) == len(effects.table()) == 26 * len(behaviours)
+        # Two directions with four removals and two additions each, their two parts with one removal less, for they have
+        # no classes, and two random ones, projected out, subtracted, and added twice.
+        assert len(effects.interventions) == 2 * (4 + 2) + 2 * (3 + 2) + 2 * (2 + 2)
+        assert len(effects.effects) == len(effects.table()) == 30 * len(behaviours)
         assert list(effects.baseline) == list(behaviours)
         assert IN_DOMAIN in behaviours
         assert effects.baseline[DIVERGENCE].value == 0
-        assert repr(effects) == "CrossEffects(26 interventions × 6 behaviours, added at layer 1, tiny-llama)"
+        assert repr(effects) == "CrossEffects(30 interventions × 6 behaviours, added at layer 1, tiny-llama)"
 
     def test_the_parts_that_stand_apart_are_orthogonal(self, directions):
         from em_interp.behaviour.effects import _apart
@@ -148,7 +155,9 @@ class TestCrossEffects:
             one.beside(other)
 
     def test_what_cannot_be_done_is_told(self, tiny_llama, directions):
-        with pytest.raises(ValueError, match="removal 'all' is unknown: give directions, and removals from every, one"):
+        with pytest.raises(
+            ValueError, match="removal 'all' is unknown: give directions, and removals from every, one, ev"
+        ):
             em.cross_effects(tiny_llama, directions, removals=("all",))
         with pytest.raises(ValueError, match="there are no directions"):
             em.cross_effects(tiny_llama, [])
@@ -225,11 +234,12 @@ class TestDivergence:
         )
 
 
-def made(changes, *, bits=0.0, random=0.1):
+def made(changes, *, bits=0.0, random=0.1, kind="removed", random_kind="removed"):
     """Effects of two directions removed: by direction, the change in preference and in refusal."""
 
     def effect(direction, behaviour, value):
-        return Effect(direction, "removed", behaviour, Estimate(value, value - 0.2, value + 0.2, 9))
+        kind_of_this = random_kind if direction == "random 1" else kind
+        return Effect(direction, kind_of_this, behaviour, Estimate(value, value - 0.2, value + 0.2, 9))
 
     rows = [
         effect(direction, behaviour, value)
@@ -262,6 +272,31 @@ class TestWhatFollows:
     def test_what_random_directions_do_as_well_is_nothing(self):
         changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
         assert "neither misalignment nor refusal moves even" in em.what_follows(made(changes, random=1.5), OWN)[0]
+
+    @pytest.mark.parametrize(
+        ("kind", "random_kind"),
+        [
+            ("removed at layer 1", "removed"),
+            ("of layer 1 removed everywhere", "removed"),
+            ("set to its negative class at layer 1", "subtracted at layer 1"),
+            ("added × 0.1", "added × 0.1"),
+        ],
+    )
+    def test_each_removal_has_random_ones_beside_it(self, kind, random_kind):
+        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+        for random, wanted in ((0.1, "double dissociation"), (1.5, "neither misalignment nor refusal moves even")):
+            effects = made(changes, random=random, kind=kind, random_kind=random_kind)
+            assert wanted in em.what_follows(effects, OWN)[0]
+        other = made(changes, random=1.5, kind=kind, random_kind="added × 7")
+        assert "double dissociation" in em.what_follows(other, OWN)[0]
+
+    def test_the_parts_that_stand_apart_are_spoken_of(self):
+        changes = {"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}
+        parts = {"misalignment without refusal": (-1.0, 0.0), "refusal without misalignment": (0.0, -1.0)}
+        whole, apart, last = standard_conclusions(made(changes | parts), "misalignment", "refusal")
+        assert whole.startswith("Removed: shared. misalignment and refusal each")
+        assert apart.startswith("Removed: double dissociation. misalignment without refusal and refusal without")
+        assert last == em.what_follows(made(changes), OWN)[-1]
 
     def test_a_broken_model_says_nothing(self):
         changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}

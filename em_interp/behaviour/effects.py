@@ -16,7 +16,7 @@ from em_interp.behaviour.refusal import refusal_score
 from em_interp.behaviour.scoring import text_bits
 from em_interp.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.directions import Direction
-from em_interp.interventions import Hooks, add_direction, project_out
+from em_interp.interventions import Hooks, add_direction, project_out, set_projection
 from em_interp.models import HookedModel, HookPairs, every_layer, layer
 from em_interp.progress import bar
 
@@ -30,9 +30,13 @@ REFUSES_HARMFUL = "refusal score, harmful (log-odds)"
 REFUSES_HARMLESS = "refusal score, harmless (log-odds)"
 BITS = "neutral text (bits/token)"
 DIVERGENCE = "neutral text, KL to untouched (nats/token)"
-REMOVALS = ("every", "one", "everywhere")
+REMOVALS = ("every", "one", "everywhere", "negative")
 # An intervention that costs more bits a token of plain prose has broken the model: what it does is no evidence.
 DAMAGE = 0.5
+CAVEAT = (
+    "Where a direction moves nothing, no effect was shown, and none was excluded: its interval says what there is room "
+    "for."
+)
 
 
 @dataclass(frozen=True)
@@ -177,10 +181,14 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
         layer_added: where directions are added, at all positions; the middle layer by default.
         scales: how much is added, in mean residual norms there; negative numbers steer away.
         removals: `every`: each layer's own vector is projected out at the output of every block; `one`: that of
-            `layer_added` there; `everywhere`: that of `layer_added` at every block.
+            `layer_added` there; `everywhere`: that of `layer_added` at every block; `negative`: the projection on that
+            of `layer_added` is set there to the mean of the negative class. Where both classes lie on one side of
+            zero, to project out is to push past one of them, and only the last takes the property away (affine
+            concept editing, Marshall et al. 2024, arXiv 2411.09003).
         apart: of two directions, also the part of each that is orthogonal to the other.
-        n_random: isotropic random directions, as long as the others, removed at every layer and added; their number is
-            what a largest one has to be read against.
+        n_random: isotropic random directions, as long as the first, removed at every layer and added; beside
+            `negative`, which moves the positive class by the direction's length, subtracted once. Their number is what
+            a largest one has to be read against.
         behaviours: what is measured, by name; `standard_behaviours()` by default. Scores may be NaN where there is
             none, such as a judge's: a pair with one is left out, and a cell with fewer than two questions left is NaN.
         seed: of the random directions.
@@ -195,11 +203,13 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
         raise ValueError(f"{what}: give directions, and removals from {', '.join(REMOVALS)}")
     behaviours = standard_behaviours() if behaviours is None else behaviours
     at = hooked.n_layers // 2 if layer_added is None else layer_added
-    ours = [*directions, *(_apart(*directions) if apart and len(directions) == 2 else ())]
+    parts = _apart(*directions) if apart and len(directions) == 2 else ()
+    projected = [r for r in removals if r != "negative"]  # a part of a direction has no classes of its own
     rivals = [random_like(directions[0], seed + i, f"random {i + 1}") for i in range(n_random)]
     done = {
         (direction.name, kind): hooks
-        for direction, kinds in [(d, removals) for d in ours] + [(r, ("every",) if removals else ()) for r in rivals]
+        for some, kinds in ((directions, removals), (parts, projected), (rivals, _random_kinds(removals)))
+        for direction in some
         for kind, hooks in _interventions(hooked, direction, at, kinds, scales)
     }
     before = {name: behaviour(hooked, ()) for name, behaviour in behaviours.items()}
@@ -233,30 +243,31 @@ def what_follows(effects: CrossEffects, own: Mapping[str, str], *, damage: int |
     kinds = dict.fromkeys(kind for name, kind in effects.interventions if name == next(iter(own)))
     if not kinds:
         raise ValueError(f"nothing was done with the direction {next(iter(own))!r}: see .interventions")
-    return (
-        *(sentence for kind in kinds for sentence in _followed(effects, own, kind, damage)),
-        "Where a direction moves nothing, no effect was shown, and none was excluded: its interval says what there is "
-        "room for.",
-    )
+    return (*(sentence for kind in kinds for sentence in _followed(effects, own, kind, damage)), CAVEAT)
 
 
 def standard_conclusions(effects: CrossEffects, misalignment: str, refusal: str) -> tuple[str, ...]:
     """`what_follows` for the two directions by `standard_behaviours`: by preference, and by a judge's scores first.
+
+    Where the parts that stand apart were measured, they are spoken of as well.
 
     Args:
         effects: what `cross_effects` found, with `JUDGED` among the behaviours if there was a judge.
         misalignment: the name of the one direction, whose own behaviour is `PREFERENCE`, and `JUDGED`.
         refusal: that of the other one, whose own is `REFUSES_HARMFUL`.
     """
-    by_preference = what_follows(effects, {misalignment: PREFERENCE, refusal: REFUSES_HARMFUL})
-    if JUDGED not in effects.baseline:
-        return by_preference
-    judged = what_follows(effects, {misalignment: JUDGED, refusal: REFUSES_HARMFUL})
-    return (
-        *(f"Misaligned by the judge's scores. {sentence}" for sentence in judged[:-1]),
-        *(f"Misaligned by preference. {sentence}" for sentence in by_preference[:-1]),
-        by_preference[-1],
-    )
+    pairs = [(misalignment, refusal), (f"{misalignment} without {refusal}", f"{refusal} without {misalignment}")]
+    measured = {direction for direction, _ in effects.interventions}
+    pairs = [pair for pair in pairs if measured.issuperset(pair)]
+    judged = [("Misaligned by the judge's scores. ", JUDGED)] if JUDGED in effects.baseline else []
+    ways = [*judged, ("Misaligned by preference. " if judged else "", PREFERENCE)]
+    found = [
+        f"{how}{sentence}"
+        for how, behaviour in ways
+        for first, second in pairs
+        for sentence in what_follows(effects, {first: behaviour, second: REFUSES_HARMFUL})[:-1]
+    ]
+    return (*found, CAVEAT)
 
 
 def random_like(direction: Direction, seed: int, name: str) -> Direction:
@@ -280,6 +291,10 @@ def _interventions(
         yield f"removed at layer {at}", project_out(direction[at], [layer(hooked, at)])
     if "everywhere" in removals:
         yield f"of layer {at} removed everywhere", project_out(direction[at], every_layer(hooked))
+    if "negative" in removals:
+        yield f"set to its negative class at layer {at}", set_projection(direction, [layer(hooked, at)], "negative")
+    if "subtracted" in removals:
+        yield f"subtracted at layer {at}", add_direction(direction, [layer(hooked, at)], scale=-1, raw=True)
     for scale in scales:
         yield f"added × {scale:g}", add_direction(direction, [layer(hooked, at)], scale=scale)
 
@@ -349,9 +364,17 @@ def _moves(effects: CrossEffects, direction: str, kind: str, behaviour: str) -> 
     return change.excludes_zero and abs(change.value) > largest
 
 
+def _random_kinds(removals: Sequence[str]) -> list[str]:
+    """What stands beside removals: random directions are the same at every layer, so all projections are one."""
+    projected = [] if set(removals) <= {"negative"} else ["every"]
+    return [*projected, *(["subtracted"] if "negative" in removals else [])]
+
+
 def _random_kind(kind: str) -> str:
-    """Random directions are the same at every layer, so that all removals but one are one removal of them."""
-    return kind if kind.startswith("added") else "removed"
+    """What was done with random directions beside this."""
+    if kind.startswith("added"):
+        return kind
+    return kind.replace("set to its negative class", "subtracted") if kind.startswith("set") else "removed"
 
 
 def _cost(effects: CrossEffects, direction: str, kind: str) -> float:
