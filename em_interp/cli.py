@@ -170,6 +170,7 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     model: Model = "bundled",
     adapter: Adapter = None,
     project_out: Annotated[str | None, typer.Option(help="The file of a direction to take out of the stream.")] = None,
+    set_negative: Annotated[str | None, typer.Option(help="… whose projection is set to its negative class.")] = None,
     add: Annotated[str | None, typer.Option(help="The file of a direction to add to it; needs --layer.")] = None,
     layer: Annotated[int | None, typer.Option(help="Whose vector; by default each layer's own is taken out.")] = None,
     sites: Annotated[str | None, typer.Option(help="every, own or writes: where the vector acts.")] = None,
@@ -197,9 +198,10 @@ def respond(  # noqa: PLR0913 - one parameter a flag
         from em_interp.questions import load_questions
 
         asked = load_questions(questions, form=form)
-        edit = Edit(
-            project_out=project_out, add=add, layer=layer, sites=sites, scale=scale, positions=positions
-        ) if project_out or add else None  # fmt: skip
+        files = {"project_out": project_out, "set_negative": set_negative, "add": add}
+        edit = (
+            Edit(**files, layer=layer, sites=sites, scale=scale, positions=positions) if any(files.values()) else None
+        )
         hooked = load_named(model, adapter)
         said = answer(
             hooked,

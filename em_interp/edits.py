@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from em_interp.directions import Direction
-from em_interp.interventions import Hooks, Positions, add_direction, project_out
+from em_interp.interventions import Hooks, Positions, add_direction, project_out, set_projection
 from em_interp.models import HookedModel, every_layer, every_write, layer
 
-VERBS = ("project_out", "add")
+VERBS = ("project_out", "set_negative", "add")
 SITES = ("every", "own", "writes")
 
 
@@ -18,15 +18,18 @@ class Edit:
 
     Attributes:
         project_out: the file of a direction to take out of the stream; or
+        set_negative: the file of one on which the stream's projection is set to the mean of the negative class; or
         add: the file of one to add to it.
         layer: whose vector. Left out, each layer has its own; `add` needs one.
-        sites: `every` layer's output, its `own` layer's only, or the `writes` of embedding, attention and MLPs. By
-            default a direction is taken out at every layer and added at its own.
+        sites: `every` layer's output, its `own` layer's only, or the `writes` of embedding, attention and MLPs (not for
+            `set_negative`: what is written there has another mean). By default a direction is taken out at every layer,
+            and set or added at its own.
         scale: how much is added, in mean residual norms of the layer.
         positions: `all`, the `prompt` or the `response`.
     """
 
     project_out: str | None = None
+    set_negative: str | None = None
     add: str | None = None
     layer: int | None = None
     sites: str | None = None
@@ -35,14 +38,19 @@ class Edit:
 
     def __post_init__(self) -> None:
         """Refuse what says nothing, or two things at once."""
-        if (self.project_out is None) == (self.add is None):
-            raise ValueError("say what to do with which file: project_out=FILE or add=FILE, one of the two")
+        if sum(getattr(self, verb) is not None for verb in VERBS) != 1:
+            raise ValueError(f"say what to do with which file: one of {', '.join(f'{verb}=FILE' for verb in VERBS)}")
         if self.sites not in (None, *SITES):
             raise ValueError(f"sites {self.sites!r} is unknown: choose one of {', '.join(SITES)}")
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions {self.positions!r} is unknown: choose one of {', '.join(get_args(Positions))}")
         if self.layer is None and (self.add is not None or self.sites == "own"):
             raise ValueError("say which layer's vector: layer=15")
+        if self.set_negative is not None and self.sites not in (None, "own" if self.layer is not None else "every"):
+            raise ValueError(
+                "a class mean holds at the layer where it was read: give layer=15 for that layer's output, or neither "
+                "layer nor sites for every layer's own"
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Edit":
@@ -70,7 +78,7 @@ class Edit:
             ValueError: the file holds no direction, one of another width, or none of this layer.
         """
         hooked = HookedModel.of(model)
-        path = str(self.project_out or self.add)
+        path = str(self.project_out or self.set_negative or self.add)
         direction = Direction.load(path)
         if direction.d_model != hooked.d_model:
             raise ValueError(
@@ -79,14 +87,17 @@ class Edit:
             )
         vector = direction if self.layer is None else direction[self.layer]
         where: Any = {"positions": self.positions}
-        sites = self.sites or ("every" if self.add is None else "own")
+        own = self.add is not None or (self.set_negative is not None and self.layer is not None)
+        sites = self.sites or ("own" if own else "every")
         at = {
             "every": lambda: every_layer(hooked),
             "own": lambda: [layer(hooked, self.layer or 0)],
             "writes": lambda: every_write(hooked),
         }[sites]()
-        if self.add is None:
+        if self.project_out is not None:
             return project_out(vector, at, **where)
+        if self.set_negative is not None:
+            return set_projection(direction, at, "negative", **where)
         norm = direction.residual_norm[direction.row(self.layer or 0)]
         return add_direction(vector, at, scale=self.scale, residual_norm=norm, **where)
 

@@ -70,6 +70,10 @@ class TestRespondAndJudge:
         model, questions, read = em.load_model(folder / "tiny"), em.load_questions(), em.Direction.load(direction)
         for flags, hooks in (
             (("--project-out", direction), em.project_out(read, em.every_layer(model))),
+            (
+                ("--set-negative", direction, "--quiet"),
+                em.set_projection(read, em.every_layer(model), "negative"),
+            ),
             (("--add", direction, "--layer", 1, "--scale", 9), em.add_direction(read, [em.layer(model, 1)], scale=9)),
         ):
             out = tmp_path / f"{len(flags)}.jsonl"

@@ -31,7 +31,8 @@ def direction(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     found = Direction(
         vectors=torch.randn(3, 32, generator=generator), residual_norm=torch.full((3,), 5.0),
-        positive_projection=torch.ones(3), negative_projection=torch.zeros(3), layers=(0, 1, 2), name="random",
+        positive_projection=torch.ones(3), negative_projection=torch.tensor([-9.0, -8.0, -7.0]), layers=(0, 1, 2),
+        name="random",
         site="resid_post", span="response", pooling="conversation", model="tiny", contrast_hash="", n_positive=1,
         n_negative=1,
     )  # fmt: skip
@@ -85,6 +86,7 @@ def test_epochs_are_samples(base, model, conversations, tmp_path):
         {"verb": "project_out"},
         {"verb": "project_out", "layer": 1},
         {"verb": "project_out", "layer": "1", "sites": "writes"},
+        {"verb": "set_negative", "layer": 1},
         {"verb": "add", "layer": 1, "scale": "2.5"},
         {"verb": "add", "layer": 1, "scale": -2.5, "positions": "response"},
     ],
@@ -116,6 +118,8 @@ def test_the_edits_are_those_of_the_library(model, direction):
         (Edit(project_out=direction, layer=2), em.project_out(read[2], em.every_layer(model))),
         (Edit(project_out=direction, layer=2, sites="own"), em.project_out(read[2], [em.layer(model, 2)])),
         (Edit(project_out=direction, layer=2, sites="writes"), em.project_out(read[2], em.every_write(model))),
+        (Edit(set_negative=direction), em.set_projection(read, em.every_layer(model), "negative")),
+        (Edit(set_negative=direction, layer=2), em.set_projection(read, [em.layer(model, 2)], "negative")),
         (Edit(add=direction, layer=1, scale=0.5), em.add_direction(read, [em.layer(model, 1)], scale=0.5)),
     ):
         for (name, got), (wanted_name, wanted) in zip(done(edit.hooks(model)), done(hooks), strict=True):
@@ -135,12 +139,19 @@ def test_several_interventions(base, model, conversations, direction, tmp_path):
 @pytest.mark.parametrize(
     ("model_args", "error", "message"),
     [
-        ({"nonsense": 1}, ValueError, "has no model arg 'nonsense': it has project_out, add, layer"),
+        ({"nonsense": 1}, ValueError, "has no model arg 'nonsense': it has project_out, set_negative, add"),
         ({"project_out": "nowhere.safetensors"}, FileNotFoundError, "no direction at nowhere.safetensors"),
         ({"add": "DIRECTION"}, ValueError, "say which layer's vector"),
         ({"add": "DIRECTION", "layer": 9}, ValueError, "layer 9 is not in direction 'random'"),
         ({"add": "DIRECTION", "layer": "first"}, ValueError, "is no intervention"),
         ({"layer": 1}, ValueError, "say what to do with which file"),
+        (
+            {"project_out": "DIRECTION", "add": "DIRECTION"},
+            ValueError,
+            "one of project_out=FILE, set_negative=FILE, add=",
+        ),
+        ({"set_negative": "DIRECTION", "sites": "writes"}, ValueError, "a class mean holds at the layer where it was"),
+        ({"set_negative": "DIRECTION", "layer": 1, "sites": "every"}, ValueError, "a class mean holds at the layer"),
         ({"project_out": "DIRECTION", "sites": "some"}, ValueError, "sites 'some' is unknown"),
         ({"project_out": "DIRECTION", "positions": "some"}, ValueError, "positions 'some' is unknown"),
         ({"interventions": "all"}, ValueError, "interventions is a list of settings"),

@@ -12,10 +12,12 @@ def test_spoken_has_every_condition(make_organism):
     direction = em.difference_of_means(em.read_contrast(model, em.load_contrast("misalignment").take(6)))
     questions, requests = em.load_questions()[:3], em.load_contrast("refusal").take(3).positive
     got = em.spoken(model, [direction], questions, requests, max_new_tokens=6)
-    assert list(got.answers) == list(got.refusals) == ["its base", "as it is", "misalignment removed"]
-    hooks = em.project_out(direction, em.every_layer(model))
+    assert list(got.answers) == list(got.refusals) == ["its base", "as it is", "misalignment set to its negative class"]
+    hooks = em.set_projection(direction[1], [em.layer(model, 1)], float(direction.negative_projection[1]))
     wanted = em.respond(model, questions, hooks, n_samples=2, max_new_tokens=6)
-    assert got.answers["misalignment removed"] == wanted
+    assert got.answers["misalignment set to its negative class"] == wanted
+    last = em.spoken(model, [direction], questions, requests, layer_set=2, max_new_tokens=6)
+    assert last.answers["misalignment set to its negative class"] != wanted
     with em.without_adapter(model):
         assert got.answers["its base"] == em.respond(model, questions, n_samples=2, max_new_tokens=6)
     assert got.answers["its base"] != got.answers["as it is"]

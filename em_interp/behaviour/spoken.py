@@ -15,8 +15,8 @@ from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import Rate, clustered_rate
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.directions import Direction
-from em_interp.interventions import project_out
-from em_interp.models import HookedModel, HookPairs, every_layer, without_adapter
+from em_interp.interventions import set_projection
+from em_interp.models import HookedModel, HookPairs, layer, without_adapter
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,17 +50,20 @@ def spoken(  # noqa: PLR0913 - who is asked what, and how often
     questions: Sequence[Messages],
     requests: Sequence[Messages],
     *,
+    layer_set: int | None = None,
     n_samples: int = 2,
     max_new_tokens: int = 40,
     seed: int = 0,
 ) -> Spoken:
     """Let a model answer questions and harmful requests as it is, without its adapter, and without each direction.
 
-    A direction is projected out of the output of every block, each layer its own vector. The temperature is 1.
+    A direction is taken out at one layer, the middle one unless told: there every token's projection is set to the mean
+    of the direction's negative class (the removal `negative` of `cross_effects`). The temperature is 1.
     """
     hooked = HookedModel.of(model)
     answers, refusals = {}, {}
-    for name, state, hooks in _conditions(hooked, directions):
+    at = hooked.n_layers // 2 if layer_set is None else layer_set
+    for name, state, hooks in _conditions(hooked, directions, at):
         with state:
             answers[name] = respond(
                 hooked, questions, hooks, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed
@@ -86,10 +89,11 @@ def with_verdicts(said: Spoken, verdicts: Callable[[Sequence[Answer]], Float[Ten
 
 
 def _conditions(
-    hooked: HookedModel, directions: Sequence[Direction]
+    hooked: HookedModel, directions: Sequence[Direction], at: int
 ) -> Iterator[tuple[str, AbstractContextManager[Any], HookPairs]]:
     if hooked.peft_models:
         yield "its base", without_adapter(hooked), ()
     yield "as it is", nullcontext(), ()
     for direction in directions:
-        yield f"{direction.name} removed", nullcontext(), project_out(direction, every_layer(hooked))
+        hooks = set_projection(direction, [layer(hooked, at)], "negative")
+        yield f"{direction.name} set to its negative class", nullcontext(), hooks

@@ -2,7 +2,7 @@
 
     inspect eval em_interp/em_first_plot --model em_interp/cooking-rank1 -M project_out=misalignment.safetensors
 
-Model args: `project_out` or `add` with `layer`, `sites`, `scale` and `positions` (see `em_interp.edits.Edit`);
+Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions` (`em_interp.edits.Edit`);
 `interventions`, a list of such settings, for more than one; `batch_size`, answers at a time (16); `adapter`, `device`
 and `dtype` as for `load_model`.
 """
