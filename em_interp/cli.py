@@ -27,7 +27,7 @@ def main() -> None:
 
 @app.command()
 def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
-    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, some nine minutes.
+    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, some 15 minutes.
 
     Its two directions beside those of its bases, its adapter opened, its training, and its relatives.
 

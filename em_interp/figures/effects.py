@@ -36,7 +36,8 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     labels = list(dict.fromkeys(_intervention(effect) for effect in effects.effects))
     names = list(dict.fromkeys(e.direction for e in effects.effects if not is_random(e.direction)))
     colors = dict(zip(names, COLORS, strict=False))
-    per_row = 24 + 16 * sum(1 + label.count("<br>") for label in labels) + 8 * len(labels)
+    n_lines = max((1 + label.count("<br>") for label in labels), default=1)  # all labels have the same room
+    per_row = 24 + (8 + 16 * n_lines) * len(labels)
     figure = make_subplots(
         rows=n_rows,
         cols=n_columns,
@@ -44,7 +45,7 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
         horizontal_spacing=0.06,
         vertical_spacing=min(92 / (n_rows * (per_row + 92)), 0.9 / max(1, n_rows - 1)),
         subplot_titles=[
-            f"<b>{broken(readable(name), 46)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
+            f"<b>{broken(readable(name), 34)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
             for name, e in effects.baseline.items()
         ],
     )
@@ -157,4 +158,4 @@ def _by_direction(effects: Sequence[Effect], behaviour: str) -> Iterator[tuple[s
 
 def _intervention(effect: Effect) -> str:
     direction = "random" if is_random(effect.direction) else readable(effect.direction)
-    return broken(f"{direction} {readable(effect.intervention)}", 34)
+    return broken(f"{direction} {readable(effect.intervention)}", 38)
