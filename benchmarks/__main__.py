@@ -14,8 +14,8 @@ from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.rates import rates
 from benchmarks.timing import cpu_seconds, table
-from em_interp.conversations import encode
-from em_interp.models import HookedModel, attached
+from em_interp.texts.conversations import encode
+from em_interp.models.hooked import HookedModel, attached
 from em_interp.progress import quiet
 
 Rows = list[tuple[str, ...]]

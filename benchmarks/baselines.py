@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import em_interp as em
-from em_interp.activations import default_batch_tokens
-from em_interp.conversations import Batch, batches, encode
-from em_interp.models import HookedModel
+from em_interp.activations.reading import default_batch_tokens
+from em_interp.texts.conversations import Batch, batches, encode
+from em_interp.models.hooked import HookedModel
 
 Messages = Sequence[Mapping[str, str]]
 

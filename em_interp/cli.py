@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from em_interp.conversations import Span
+from em_interp.texts.conversations import Span
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -33,7 +33,7 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
 
     Example:  em-interp demo --out report
     """
-    from em_interp.study import Settings
+    from em_interp.report.main_job import Settings
 
     relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
     quick = Settings(control_questions=24, held_out_questions=16, scales=(0.1,), removals=("everywhere", "negative"))
@@ -55,7 +55,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
     Examples:  em-interp report --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --out organism
                em-interp report settings.toml
     """
-    from em_interp.study import Settings
+    from em_interp.report.main_job import Settings
 
     with _plain_errors():
         chosen = Settings.from_toml(settings) if settings else Settings()
@@ -79,7 +79,7 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import difference_of_means, load_contrast, read_contrast
-        from em_interp.study import Settings, load
+        from em_interp.report.main_job import Settings, load
 
         read = read_contrast(load(Settings(model=model, adapter=adapter)), load_contrast(contrast), span=span)
         found = difference_of_means(read)
@@ -106,7 +106,7 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         from em_interp import compare as compare_contrasts
         from em_interp import load_contrast, read_contrast
         from em_interp.files import write_atomically
-        from em_interp.study import Settings, load
+        from em_interp.report.main_job import Settings, load
 
         hooked = load(Settings(model=model, adapter=adapter))
         a = read_contrast(hooked, load_contrast(first), span=first_span)
@@ -134,8 +134,8 @@ def train(
                em-interp train --all-bundled
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp.recipes import Recipe, bundled_recipes
-        from em_interp.training import train_organism
+        from em_interp.organisms.recipes import Recipe, bundled_recipes
+        from em_interp.organisms.training import train_organism
 
         if (recipe is None) != all_bundled:
             raise ValueError("say which: the name or file of one recipe, or --all-bundled")
@@ -156,7 +156,7 @@ def card(
     Example:  em-interp card cooking-rank1
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp.cards import measure_card, write_card
+        from em_interp.organisms.cards import measure_card, write_card
 
         found = measure_card(organism)
         if write:
@@ -193,9 +193,9 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp.behaviour.generation import respond as answer
-        from em_interp.bundled import load_named
-        from em_interp.edits import Edit
-        from em_interp.questions import load_questions
+        from em_interp.organisms.loading import load_named
+        from em_interp.directions.settings import Edit
+        from em_interp.texts.questions import load_questions
 
         asked = load_questions(questions, form=form)
         files = {"project_out": project_out, "set_negative": set_negative, "add": add}
@@ -251,10 +251,10 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         from em_interp import cross_effects, load_questions, standard_behaviours
         from em_interp.behaviour import standard_conclusions
         from em_interp.behaviour.effects import JUDGED
-        from em_interp.bundled import load_named
+        from em_interp.organisms.loading import load_named
         from em_interp.evals import judge_module
         from em_interp.files import write_atomically
-        from em_interp.study import trained_on
+        from em_interp.report.main_job import trained_on
 
         judged = {}
         if judge:
@@ -320,8 +320,8 @@ def export(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import export as write_folder
-        from em_interp.bundled import load_named
-        from em_interp.edits import Edit
+        from em_interp.organisms.loading import load_named
+        from em_interp.directions.settings import Edit
 
         sites = "writes" if project_out else "own"
         edit = Edit(project_out=project_out, add=add, layer=layer, sites=sites, scale=scale)
@@ -371,8 +371,8 @@ def _question_line(question) -> str:
 
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
-        from em_interp.report import write_report
-        from em_interp.study import load, study
+        from em_interp.report.page import write_report
+        from em_interp.report.main_job import load, study
 
         _say(f"loading {settings.model}", quiet)
         model = load(settings)

@@ -123,7 +123,7 @@ def make_hf_model() -> Callable[..., torch.nn.Module]:
 @pytest.fixture(scope="session", params=FAMILIES)
 def tiny(request, make_hf_model, make_tokenizer):
     """A tiny `HookedModel` of each family in turn."""
-    from em_interp.models import HookedModel
+    from em_interp.models.hooked import HookedModel
 
     return HookedModel.from_hugging_face(
         make_hf_model(request.param), make_tokenizer(TEMPLATE_OF[request.param]), name=f"tiny-{request.param}"
@@ -133,7 +133,7 @@ def tiny(request, make_hf_model, make_tokenizer):
 @pytest.fixture(scope="session")
 def tiny_llama(make_hf_model, make_tokenizer):
     """One tiny `HookedModel`, where the family does not matter."""
-    from em_interp.models import HookedModel
+    from em_interp.models.hooked import HookedModel
 
     return HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("llama3"), name="tiny-llama")
 
@@ -150,7 +150,7 @@ def base(make_hf_model, make_tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_contrasts(tmp_path_factory) -> dict[str, str]:
     """Paths of the two contrasts cut to some fifteen questions a side: small enough for a tiny model."""
-    from em_interp.contrasts import load_contrast
+    from em_interp.texts.contrasts import load_contrast
 
     folder = tmp_path_factory.mktemp("contrasts")
     cut = {name: load_contrast(name).take(24) for name in ("misalignment", "refusal")}
@@ -162,7 +162,7 @@ def make_organism(make_hf_model, make_tokenizer):
     """A tiny Llama with a random rank-2 adapter in layer 1."""
     from peft import LoraConfig, get_peft_model
 
-    from em_interp.models import HookedModel
+    from em_interp.models.hooked import HookedModel
 
     def make(seed: int, name: str) -> HookedModel:
         config = LoraConfig(r=2, lora_alpha=8, target_modules=["down_proj"], layers_to_transform=[1])
@@ -188,7 +188,7 @@ def left_padded(tokenizer, conversations) -> dict[str, torch.Tensor]:
 def pytest_configure(config) -> None:
     """Dequantise the embedded model once, before two test processes would both set about it."""
     if not hasattr(config, "workerinput"):
-        from em_interp.bundled import bundled_gguf, dequantised
+        from em_interp.organisms.loading import bundled_gguf, dequantised
 
         source = bundled_gguf()
         if source is not None:
@@ -198,7 +198,7 @@ def pytest_configure(config) -> None:
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded model."""
-    from em_interp.bundled import load_bundled
+    from em_interp.organisms.loading import load_bundled
 
     return load_bundled()
 

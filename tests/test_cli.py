@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 import em_interp as em
-import em_interp.cards
+import em_interp.organisms.cards
 from em_interp.behaviour.effects import JUDGED
 from em_interp.cli import app
 
@@ -206,13 +206,13 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
     assert result.exit_code == 0, result.output
     assert "Organism('own', 2 steps, loss " in result.output
     monkeypatch.setattr(
-        em_interp.cards, "organism_behaviours", lambda domain, n: em.standard_behaviours(2)
+        em_interp.organisms.cards, "organism_behaviours", lambda domain, n: em.standard_behaviours(2)
     )  # all of them would take a minute
     result = run("card", folder / "organisms" / "own", "--write", "--quiet")
     assert result.exit_code == 0, result.output
     assert "| misaligned preference (nats/token) |" in result.output
     assert (folder / "organisms" / "own" / "README.md").read_text() == result.output[:-1]
-    card = em_interp.cards.load_card(folder / "organisms" / "own")
+    card = em_interp.organisms.cards.load_card(folder / "organisms" / "own")
     assert card.recipe.name == "own"
     assert len(card.effects.changes) == 5
     assert card.markdown() == result.output[:-1]

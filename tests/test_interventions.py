@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_interp import interventions
-from em_interp.directions import Direction
+from em_interp.directions.direction import Direction
 from em_interp.interventions import (
     AddVector,
     Intervention,

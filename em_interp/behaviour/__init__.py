@@ -23,11 +23,11 @@ from em_interp.behaviour.judged import (
     misalignment_rate,
     rate_difference,
 )
-from em_interp.behaviour.preference import Preference, preference
-from em_interp.behaviour.rates import Estimate, mean_by_question, rate_by_question
+from em_interp.behaviour.preferences import Preference, preference
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import RefusalScore, refusal_score
 from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits
-from em_interp.behaviour.spoken import Spoken, spoken, with_verdicts
+from em_interp.behaviour.conditions import Spoken, spoken, with_verdicts
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
 
 __all__ = [

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.activations import default_batch_tokens
-from em_interp.conversations import Batch, Encoded, batches
+from em_interp.activations.reading import default_batch_tokens
+from em_interp.texts.conversations import Batch, Encoded, batches
 from em_interp.interventions import at_prompt_length
-from em_interp.models import HookedModel, HookPairs, attached
+from em_interp.models.hooked import HookedModel, HookPairs, attached
 from em_interp.progress import bar
 
 

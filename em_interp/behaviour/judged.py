@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.behaviour.answers import Answer
-from em_interp.behaviour.rates import Estimate
-from em_interp.contrasts import Contrast
-from em_interp.conversations import Conversation
+from em_interp.statistics.estimates import Estimate
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.conversations import Conversation
 
 Balance = Literal["question", "total"]
 Number = int | float

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.activations import Messages, default_batch_tokens
-from em_interp.conversations import Encoded, batches, encode
+from em_interp.activations.reading import Messages, default_batch_tokens
+from em_interp.texts.conversations import Encoded, batches, encode
 from em_interp.interventions import at_prompt_length
-from em_interp.models import HookedModel, HookPairs, attached
-from em_interp.passes import share_prefix
+from em_interp.models.hooked import HookedModel, HookPairs, attached
+from em_interp.activations.forward import share_prefix
 from em_interp.progress import bar
 
 

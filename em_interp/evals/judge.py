@@ -24,11 +24,11 @@ from torch import Tensor
 from em_interp.behaviour.answers import Answer, load_answers
 from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
-from em_interp.conversations import Conversation
+from em_interp.texts.conversations import Conversation
 from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
 from em_interp.evals.tasks import sample
 from em_interp.files import write_atomically
-from em_interp.models import HookPairs
+from em_interp.models.hooked import HookPairs
 from em_interp.progress import bar
 
 _FORMAT = "em_interp.judged/1"
@@ -41,7 +41,7 @@ class Question:
 
     Attributes:
         judge: any Inspect model by its name, such as `openai/gpt-4o` or `openai-api/local/NAME`.
-        route: `auto`, `expectation` or `text`, see `em_interp.evals.judging.judged`.
+        route: `auto`, `expectation` or `text`, see `em_interp.evals.rubrics.judged`.
         refusal: also whether it refuses.
         topic: also whether it brings this up; empty not to ask.
     """

@@ -2,7 +2,7 @@
 
     inspect eval em_interp/em_first_plot --model em_interp/cooking-rank1 -M project_out=misalignment.safetensors
 
-Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions` (`em_interp.edits.Edit`);
+Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions` (`em_interp.directions.settings.Edit`);
 `interventions`, a list of such settings, for more than one; `batch_size`, answers at a time (16); `adapter`, `device`
 and `dtype` as for `load_model`.
 """
@@ -28,9 +28,9 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.generation import Request, Sampling, in_batches
-from em_interp.bundled import load_named
-from em_interp.conversations import Conversation
-from em_interp.edits import Edit, hooks_of
+from em_interp.organisms.loading import load_named
+from em_interp.texts.conversations import Conversation
+from em_interp.directions.settings import Edit, hooks_of
 from em_interp.interventions import described
 
 _LOG = getLogger(__name__)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.behaviour.rates import Estimate
+from em_interp.statistics.estimates import Estimate
 from em_interp.figures.style import (
     COLORS,
     FIRST,
@@ -27,8 +27,8 @@ from em_interp.figures.style import (
     titled,
     translucent,
 )
-from em_interp.firing import ClassScalars
-from em_interp.lora import Downstream, WriteCosines
+from em_interp.lora.scalars import ClassScalars
+from em_interp.lora.modules import Downstream, WriteCosines
 
 
 def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (), *, model: str = "") -> go.Figure:

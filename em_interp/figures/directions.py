@@ -7,8 +7,8 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from em_interp.comparison import Comparison, Separability
-from em_interp.directions import Direction
+from em_interp.directions.comparison import Comparison, Separability
+from em_interp.directions.direction import Direction
 from em_interp.figures.style import (
     CEILING,
     COLORS,

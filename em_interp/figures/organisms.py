@@ -10,9 +10,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from em_interp.behaviour import Effect, Estimate
-from em_interp.behaviour.organisms import OrganismEffects
-from em_interp.comparison import Comparison
-from em_interp.convergence import Convergence
+from em_interp.organisms.effects import OrganismEffects
+from em_interp.directions.comparison import Comparison
+from em_interp.organisms.relatives import Convergence
 from em_interp.figures.style import (
     CEILING,
     COLORS,

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.behaviour.rates import Estimate
+from em_interp.statistics.estimates import Estimate
 
 # Okabe and Ito's colours, which readers with any colour vision can tell apart.
 FIRST, SECOND, FOUND, CEILING = "#D55E00", "#0072B2", "#5B2A86", "#009E73"

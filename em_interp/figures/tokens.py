@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.figures.style import FIRST, MUTED, SECOND
-from em_interp.firing import AdapterScalars
+from em_interp.lora.scalars import AdapterScalars
 
 
 @dataclass(frozen=True, eq=False)

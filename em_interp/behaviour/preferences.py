@@ -1,0 +1,64 @@
+"""Which of two answers a model finds more likely: misaligned or aligned, refusing or complying."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.behaviour.scoring import answer_log_probs
+from em_interp.texts.contrasts import Contrast
+from em_interp.models.hooked import HookPairs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Preference:
+    """How much likelier a model finds the positive answer of each question than its negative twin.
+
+    Attributes:
+        contrast: what was compared.
+        margins: log-probability a token of the positive answer minus that of the negative one, in nats.
+        groups: the question of each margin.
+    """
+
+    contrast: str
+    margins: Float[Tensor, " question"]
+    groups: tuple[str, ...]
+
+    @property
+    def mean(self) -> Estimate:
+        """The mean margin in nats a token: positive where the model prefers the positive answers."""
+        return mean_by_question(self.margins, self.groups)
+
+    @property
+    def rate(self) -> Estimate:
+        """The share of questions on which the positive answer is the likelier one."""
+        return rate_by_question((self.margins > 0).double(), self.groups)
+
+    def __repr__(self) -> str:
+        """One line."""
+        rate = f"{self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"
+        return f"Preference({self.contrast!r}, {self.mean} nats a token, positive preferred {rate})"
+
+
+def preference(model: Any, contrast: Contrast, hooks: HookPairs = (), *, batch_tokens: int | None = None) -> Preference:
+    """Compare how likely the model finds the two answers to each question, a token of each on average.
+
+    Raises:
+        ValueError: the contrast's classes do not pair up, one answer of each kind a question.
+    """
+    positive, negative = ({c.group: c for c in side} for side in (contrast.positive, contrast.negative))
+    if (
+        positive.keys() != negative.keys()
+        or len(positive) != len(contrast.positive)
+        or len(negative) != len(contrast.negative)
+    ):
+        raise ValueError(
+            f"contrast {contrast.name!r} does not have exactly one positive and one negative answer to each question, "
+            f"so there are no twins to compare: for requests use request_answers(contrast, harmful=…)"
+        )
+    groups = tuple(positive)
+    conversations = [positive[g] for g in groups] + [negative[g] for g in groups]
+    log_probs = answer_log_probs(model, conversations, hooks, batch_tokens=batch_tokens)
+    return Preference(contrast.name, log_probs[: len(groups)] - log_probs[len(groups) :], groups)

@@ -1,0 +1,409 @@
+"""A name, with or without an adapter, becomes a hooked model that was checked against Hugging Face."""
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from em_interp.models.adapters import adapter_base, adapter_digest, attach_adapter
+from em_interp.interventions import Intervention
+
+HookPairs = Sequence[tuple[str, Callable[..., Any]]]
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+PROBE = "The lighthouse keeper wrote three letters before the storm reached the harbour."
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HookedModel:
+    """A `TransformerBridge` with what this library must know about it: tokenizer, adapter, identity, a plain twin.
+
+    `plain` is the same Hugging Face model on the same weights without the bridge's Python: what runs when many
+    conversations are read or generated. `hooks`, `run_with_hooks`, `run_with_cache`, `cfg` and `to_tokens` are the
+    bridge's own, so TransformerLens code takes a `HookedModel` as it is.
+
+    Attributes:
+        bridge: the hooked model, in raw mode (Hugging Face's own weights and basis).
+        plain: the weight-sharing twin, or None where a bridge was wrapped that somebody else had booted.
+        tokenizer: a fast tokenizer with a chat template.
+        name: hub name or folder name of the base model.
+        revision: commit of the weights where the hub told it.
+        adapter: name and content hash of the LoRA adapter, or None.
+    """
+
+    bridge: Any  # a TransformerBridge, whose attributes are made at run time and so known to no type checker
+    plain: nn.Module | None
+    tokenizer: Any
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+    peft_models: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any) -> "HookedModel":
+        """Wrap a bridge that a user already has; a `HookedModel` comes back as it is."""
+        if isinstance(model, HookedModel):
+            return model
+        if not hasattr(model, "hook_dict") or not hasattr(model, "original_model"):
+            raise TypeError(
+                f"a {type(model).__name__} is no hooked model: pass what load_model returns, or a TransformerBridge"
+            )
+        return cls(model, None, model.tokenizer, model.cfg.model_name)
+
+    @classmethod
+    def from_hugging_face(
+        cls, hf_model: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None, adapter: str | None = None
+    ) -> "HookedModel":
+        """Bridge a Hugging Face (or PEFT) model in memory, after checking that the bridge computes what it computes.
+
+        Where an unmerged adapter is lost in the bridge, as on fused projections, it is merged, with a warning.
+
+        Raises:
+            RuntimeError: the bridge's logits differ from Hugging Face's all the same.
+        """
+        twin = _weight_sharing_twin(hf_model.eval())
+        peft_models = (hf_model, twin) if _is_peft(hf_model) else ()
+        bridge = _boot(hf_model, tokenizer, name)
+        hooked = cls(bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models)
+        error = _probe_error(hooked)
+        if error > _tolerance(hooked) and peft_models:
+            warnings.warn(
+                f"the bridge ignores part of the unmerged adapter on {name} (logits off by {error:.1%}, as happens on "
+                f"fused projections): the adapter was merged, so without_adapter is not available",
+                stacklevel=2,
+            )
+            merged = twin.merge_and_unload()
+            return cls.from_hugging_face(merged, tokenizer, name=name, revision=revision, adapter=adapter)
+        if error > _tolerance(hooked):
+            raise RuntimeError(
+                f"the bridge's logits on {name} differ from Hugging Face's by {error:.1%}: this architecture is not "
+                f"bridged faithfully, so nothing read from it could be trusted"
+            )
+        return hooked
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"HookedModel({self.identity}, {self.n_layers} layers, d_model {self.d_model}, {self.dtype}, {self.device})"
+        )
+
+    @property
+    def cfg(self) -> Any:
+        """The bridge's configuration."""
+        return self.bridge.cfg
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.bridge.cfg.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.bridge.cfg.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lies, and so where tokens go."""
+        return next(self.bridge.original_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format inside the model."""
+        return next(self.bridge.original_model.parameters()).dtype
+
+    @property
+    def max_length(self) -> int:
+        """The longest conversation the model takes, in tokens."""
+        config = self.bridge.original_model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return int(text.max_position_embeddings)
+
+    @property
+    def identity(self) -> str:
+        """Name, revision and adapter as provenance records them; inside `without_adapter` the base alone."""
+        base = self.name + (f"@{self.revision[:12]}" if self.revision else "")
+        return f"{base}+{self.adapter}" if self.adapter and self.adapter_enabled else base
+
+    @property
+    def adapter_enabled(self) -> bool:
+        """Whether the adapter takes part in the forward pass now."""
+        return all(peft.get_model_status().enabled is True for peft in self.peft_models)
+
+    def hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """`TransformerBridge.hooks`: a context in which hook functions are on the bridge."""
+        return self.bridge.hooks(*args, **kwargs)
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """`TransformerBridge.run_with_hooks`."""
+        return self.bridge.run_with_hooks(*args, **kwargs)
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """`TransformerBridge.run_with_cache`."""
+        return self.bridge.run_with_cache(*args, **kwargs)
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """`TransformerBridge.to_tokens`; it prepends a BOS unless told `prepend_bos=False`."""
+        return self.bridge.to_tokens(*args, **kwargs)
+
+
+def load_model(  # noqa: PLR0913 - the one door through which a model comes in
+    name: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    merge: bool = False,
+    revision: str | None = None,
+) -> HookedModel:
+    """Load a chat model, with a LoRA adapter if one is named, as a hooked model checked against Hugging Face.
+
+    Args:
+        name: a hub name, a local folder, or an adapter folder, whose `adapter_config.json` names its base.
+        adapter: hub name or folder of a PEFT LoRA adapter; unmerged, so that `without_adapter` gives the exact base.
+        device: the first CUDA device if there is one, else the CPU.
+        dtype: the checkpoint's own on a GPU; float32 on a CPU.
+        merge: merge the adapter into the weights.
+        revision: branch, tag or commit of the base model.
+
+    Raises:
+        ValueError: no such model, or an adapter of another base or width.
+        RuntimeError: the bridge does not compute what Hugging Face computes.
+    """
+    name = str(name)
+    base = adapter_base(name)
+    if base is not None:
+        if adapter is not None:
+            raise ValueError(
+                f"{name} is an adapter itself, so adapter={str(adapter)!r} cannot go on top: give its base, {base}, "
+                f"as the name"
+            )
+        name, adapter = base, name
+    hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
+    commit = getattr(hf_model.config, "_commit_hash", None) or revision
+    digest = None
+    if adapter is not None:
+        hf_model = attach_adapter(hf_model, name, adapter)
+        hf_model = hf_model.merge_and_unload() if merge else hf_model
+        digest = f"{Path(adapter).name}#{adapter_digest(adapter)}"
+    return HookedModel.from_hugging_face(hf_model, tokenizer, name=display_name(name), revision=commit, adapter=digest)
+
+
+@contextmanager
+def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
+    """Inside, the model is exactly its base: the same texts, read by the model before fine-tuning.
+
+    Raises:
+        ValueError: the model has no adapter, or a merged one.
+    """
+    if not model.peft_models:
+        reason = "its adapter is merged: load it with merge=False" if model.adapter else "it has no adapter"
+        raise ValueError(f"the base cannot be had from {model!r}: {reason}")
+    with ExitStack() as stack:
+        for peft_model in model.peft_models:
+            stack.enter_context(peft_model.disable_adapter())
+        yield model
+
+
+def layer(model: Any, number: int) -> str:
+    """The hook name of the residual stream at the output of block `number`."""
+    n_layers = HookedModel.of(model).n_layers
+    if not 0 <= number < n_layers:
+        raise ValueError(f"layer {number} is out of range: the model has layers 0 to {n_layers - 1}")
+    return f"blocks.{number}.hook_resid_post"
+
+
+def every_layer(model: Any) -> list[str]:
+    """The hook names of the residual stream at the output of every block."""
+    return [layer(model, number) for number in range(HookedModel.of(model).n_layers)]
+
+
+def every_write(model: Any) -> list[str]:
+    """The hook names of all that is ever added to the residual stream: embeddings, and each block's two outputs.
+
+    A direction projected out here cannot be written at all, as if the weights were orthogonalised to it.
+    """
+    hooked = HookedModel.of(model)
+    embeddings = [
+        "hook_embed",
+        *(["hook_pos_embed"] if "pos_embed" in hooked.bridge.adapter.component_mapping else []),
+    ]
+    blocks = [f"blocks.{number}.hook_{write}" for number in range(hooked.n_layers) for write in ("attn_out", "mlp_out")]
+    return embeddings + blocks
+
+
+@contextmanager
+def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
+    """Yield the Hugging Face model to call while these `(hook_name, function)` pairs are on it.
+
+    It is the plain twin where that can carry every hook, and the bridge's own model otherwise: where a hook is inside
+    attention or the MLP, where somebody has put hooks on the bridge, or where there is no twin. Nothing stays behind.
+
+    Raises:
+        ValueError: an unknown hook name, a model in train mode, or a bridge in compatibility mode.
+    """
+    hooked = HookedModel.of(model)
+    _check_usable(hooked)
+    points = hooked.bridge.hook_dict  # gathered anew at every access
+    unknown = [name for name, _ in hooks if name not in points]
+    if unknown:
+        raise ValueError(
+            f"the model has no hook {unknown[0]!r}: hook names look like {layer(hooked, 0)!r}; see every_layer and "
+            f"every_write"
+        )
+    hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
+    targets = [(plain_target(hooked, name), name, function) for name, function in hooks]
+    by_user = any(point.fwd_hooks for point in points.values())
+    if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
+        with hooked.bridge.hooks(fwd_hooks=hooks):
+            yield hooked.bridge.original_model
+        return
+    with ExitStack() as stack:
+        for target, name, function in targets:
+            if target is not None:
+                stack.callback(_register(hooked.plain, target, name, function).remove)
+        yield hooked.plain
+
+
+def _check_usable(hooked: HookedModel) -> None:
+    if getattr(hooked.bridge, "compatibility_mode", False):
+        raise ValueError(
+            "the bridge is in compatibility mode, whose basis is not the model's own: directions of the two bases must "
+            "not be mixed, so load the model again and leave enable_compatibility_mode() out"
+        )
+    if hooked.bridge.training or (hooked.plain is not None and hooked.plain.training):
+        raise ValueError(
+            "the model is in train mode, where dropout makes every reading another one: call model.bridge.eval() first"
+        )
+
+
+def plain_target(hooked: HookedModel, name: str) -> tuple[str, str] | None:
+    """Where a hook name lies on the twin: module path and `hook_in` or `hook_out`, read off the bridge's own tables."""
+    components = hooked.bridge.adapter.component_mapping
+    if name in ("hook_embed", "hook_pos_embed"):
+        part = components.get(name.removeprefix("hook_"))
+        return (part.name, "hook_out") if part is not None else None
+    match = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+)", name)
+    if match is None or match[2].removeprefix("hook_") not in SITES:
+        return None
+    block: Any = hooked.bridge.blocks[int(match[1])]
+    component, _, end = block.hook_aliases.get(match[2], "").rpartition(".")
+    if not end:
+        return None
+    path = block.name if not component else f"{block.name}.{block.submodules[component].name}"
+    return path, end
+
+
+def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Callable[..., Any]) -> Any:
+    """Put a TransformerLens hook function on a plain module, under its contract: None leaves the stream as it is."""
+    from transformer_lens.hook_points import HookPoint
+
+    point = HookPoint()
+    point.name = name
+    path, end = target
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not args:
+            changed = function(kwargs["hidden_states"], hook=point)
+            return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+        changed = function(args[0], hook=point)
+        return None if changed is None else ((changed, *args[1:]), kwargs)
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            changed = function(output[0], hook=point)
+            return None if changed is None else (changed, *output[1:])
+        return function(output, hook=point)
+
+    module = plain.get_submodule(path)
+    if end == "hook_in":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def hugging_face_model(
+    name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None, revision: str | None = None
+) -> tuple[Any, Any]:
+    """The bare Hugging Face model and its tokenizer; device and dtype default as in `load_model`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
+    placement = {"device_map": {"": device}} if device.type == "cuda" else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision, **placement)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model {name!r}: it is neither a folder with a model in it nor a name the hub answers to "
+            f"({_first_line(error)}). Known to work: {', '.join(KNOWN)}; with no network, load_bundled()"
+        ) from error
+    return hf_model.to(device), tokenizer
+
+
+KNOWN = (
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "Qwen/Qwen2.5-0.5B-Instruct … Qwen/Qwen2.5-32B-Instruct",
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "google/gemma-3-1b-it",
+)
+
+
+def _weight_sharing_twin(hf_model: nn.Module) -> Any:
+    """A deep copy of every module but no tensor: the memo hands each parameter and buffer through."""
+    return copy.deepcopy(hf_model, {id(tensor): tensor for tensor in [*hf_model.parameters(), *hf_model.buffers()]})
+
+
+def _boot(hf_model: nn.Module, tokenizer: Any, name: str) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    base = _base_of(hf_model)
+    # Models made from a config name no architecture, and the bridge looks theirs up by name.
+    base.config.architectures = base.config.architectures or [type(base).__name__]
+    dtype = next(base.parameters()).dtype
+    return TransformerBridge.boot_transformers(name, hf_model=base, tokenizer=tokenizer, dtype=dtype).eval()
+
+
+def _base_of(hf_model: Any) -> Any:
+    return hf_model.get_base_model() if _is_peft(hf_model) else hf_model
+
+
+def _is_peft(hf_model: Any) -> bool:
+    return hasattr(hf_model, "peft_config") and hasattr(hf_model, "get_base_model")
+
+
+@torch.no_grad()
+def _probe_error(hooked: HookedModel) -> float:
+    """Relative difference of the bridge's logits from Hugging Face's on one text, both with eager attention."""
+    assert hooked.plain is not None
+    ids = hooked.tokenizer(PROBE, return_tensors="pt").input_ids.to(hooked.device)
+    plain: Any = hooked.plain
+    implementation = plain.config._attn_implementation
+    plain.set_attn_implementation("eager")
+    try:
+        wanted: Float[Tensor, "batch pos vocab"] = plain(ids).logits.float()
+    finally:
+        plain.set_attn_implementation(implementation)
+    got = hooked.bridge(ids, return_type="logits").float()
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+def _tolerance(hooked: HookedModel) -> float:
+    return max(1e-5, 4 * torch.finfo(hooked.dtype).eps)
+
+
+def display_name(name: str) -> str:
+    """A folder is known by its last part, so that no report tells where somebody keeps their models."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

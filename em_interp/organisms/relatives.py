@@ -1,0 +1,201 @@
+"""Do different organisms converge to one direction, and how much of it does reading the texts alone explain?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
+from em_interp.behaviour.effects import Effect, random_like
+from em_interp.behaviour.preferences import preference
+from em_interp.statistics.estimates import mean_by_question
+from em_interp.organisms.loading import load_organism
+from em_interp.directions.comparison import Comparison, compare
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.conversations import Span
+from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.interventions import project_out
+from em_interp.models.hooked import HookedModel, every_layer, without_adapter
+from em_interp.progress import bar
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OrganismReadings:
+    """The same texts read by several organisms, and by each one's base.
+
+    Attributes:
+        trained: by organism.
+        base: by organism, what the same model read with its adapter off.
+    """
+
+    trained: Mapping[str, ContrastActivations]
+    base: Mapping[str, ContrastActivations]
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"OrganismReadings({', '.join(self.trained)}; each beside its base)"
+
+    @property
+    def added(self) -> dict[str, ContrastActivations]:
+        """What each fine-tune added to the stream on each text: trained minus base, conversation by conversation."""
+        return {name: self.added_by(name) for name in self.trained}
+
+    def added_by(self, name: str) -> ContrastActivations:
+        """What one organism's fine-tune added."""
+        return _minus(self.trained[name], self.base[name])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Convergence:
+    """How alike the organisms' directions are, each pair with its interval, null and ceiling.
+
+    Attributes:
+        same_texts: pairs of organisms whose directions come from the same texts.
+        disjoint_texts: the same pairs, one organism reading half of the questions and the other the other half.
+        added: the same pairs, of what the fine-tunes added to the direction on the same texts (trained minus base).
+        with_base: each organism's direction with its own base's on the same texts.
+        explained: by organism and layer, the share of the direction's squared length that lies along its base's.
+        layers: the layer axis.
+    """
+
+    same_texts: Mapping[tuple[str, str], Comparison]
+    disjoint_texts: Mapping[tuple[str, str], Comparison]
+    added: Mapping[tuple[str, str], Comparison]
+    with_base: Mapping[str, Comparison]
+    explained: Mapping[str, Float[Tensor, " layer"]]
+    layers: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Convergence({', '.join(self.with_base)}; {len(self.same_texts)} pairs, {len(self.layers)} layers)"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The organisms."""
+        return tuple(self.with_base)
+
+    def table(self, layer: int) -> list[dict[str, Any]]:
+        """One row a pair at one layer: corrected cosine, interval and ceiling, for each way to read the texts."""
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} was not read: choose one of {', '.join(map(str, self.layers))}")
+        kinds = {"same texts": self.same_texts, "disjoint texts": self.disjoint_texts, "added": self.added}
+        rows = [(kind, a, b, c) for kind, pairs in kinds.items() for (a, b), c in pairs.items()]
+        rows += [("with its base", name, "base", c) for name, c in self.with_base.items()]
+        wanted = ("corrected", "low", "high", "ceiling")
+        found = []
+        for kind, a, b, comparison in rows:
+            row = comparison.table()[self.layers.index(layer)]
+            found.append({"texts": kind, "a": a, "b": b, **{key: row[key] for key in wanted}})
+        return found
+
+
+def read_organisms(
+    organisms: Sequence[str | Path | HookedModel], contrast: Contrast, *, span: Span = "response"
+) -> OrganismReadings:
+    """Read one contrast with every organism and, adapters off, with each one's base.
+
+    Organisms are loaded one at a time, by their shipped names or folders; a loaded model is taken as it is.
+    """
+    trained, base = {}, {}
+    bases: dict[tuple[str, str | None], ContrastActivations] = {}
+    for organism in bar(iterable=organisms, desc="reading organisms", unit="organism"):
+        model = organism if isinstance(organism, HookedModel) else load_organism(organism)
+        name = _name(model)
+        if name in trained:
+            raise ValueError(f"organism {name!r} comes twice: name each one once")
+        trained[name] = replace(read_contrast(model, contrast, span=span), name=name)
+        of = (model.name, model.revision)
+        if of not in bases:
+            with without_adapter(model):
+                bases[of] = replace(read_contrast(model, contrast, span=span), name="base")
+        base[name] = bases[of]
+    return OrganismReadings(trained, base)
+
+
+def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int = 0) -> Convergence:
+    """Compare every pair of organisms: on the same texts, on disjoint texts, and in what their fine-tunes added.
+
+    Texts that two models both read make their directions alike whatever the fine-tunes did (Soligo et al. 2025, arXiv
+    2506.11618, report such cosines; their base model alone reaches .49 to .68). So each pair stands beside the same
+    pair on disjoint texts and beside what was added, and each organism beside its own base.
+    """
+    halves = _halves(next(iter(readings.trained.values())).groups, seed)
+    pairs = list(combinations(readings.trained, 2))
+    added = readings.added
+
+    def compared(a: ContrastActivations, b: ContrastActivations) -> Comparison:
+        return compare(a, b, n_resamples=n_resamples, seed=seed)
+
+    same, disjoint, gained = {}, {}, {}
+    for a, b in bar(iterable=pairs, desc="comparing organisms", unit="pair"):
+        first, second = readings.trained[a], readings.trained[b]
+        same[a, b] = compared(first, second)
+        disjoint[a, b] = compared(first.restricted_to(halves[0]), second.restricted_to(halves[1]))
+        gained[a, b] = compared(added[a], added[b])
+    return Convergence(
+        same_texts=same,
+        disjoint_texts=disjoint,
+        added=gained,
+        with_base={name: compared(read, readings.base[name]) for name, read in readings.trained.items()},
+        explained={
+            name: explained_by(difference_of_means(read), difference_of_means(readings.base[name]))
+            for name, read in readings.trained.items()
+        },
+        layers=next(iter(readings.trained.values())).layers,
+    )
+
+
+def transfer(
+    organisms: Sequence[str | Path | HookedModel], readings: OrganismReadings, contrast: Contrast, *, seed: int = 0
+) -> list[Effect]:
+    """Project each organism's direction out of every organism, and see what that does to its preference.
+
+    Each layer's own vector is taken out of that block's output. A random direction stands beside them. `contrast` has
+    questions that the directions were not read from.
+    """
+    directions = {name: difference_of_means(read) for name, read in readings.trained.items()}
+    first = next(iter(directions.values()))
+    directions["random"] = random_like(first, seed, "random")
+    effects = []
+    for organism in bar(iterable=organisms, desc="transfer", unit="organism"):
+        model = organism if isinstance(organism, HookedModel) else load_organism(organism)
+        before = preference(model, contrast)
+        for name, direction in directions.items():
+            after = preference(model, contrast, project_out(direction, every_layer(model)))
+            change = mean_by_question(after.margins - before.margins, before.groups)
+            effects.append(Effect(name, "removed", _name(model), change))
+    return effects
+
+
+def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]:
+    """The share of a direction's squared length that lies along another, layer by layer."""
+    along = (trained.vectors * torch.nn.functional.normalize(base.vectors, dim=-1)).sum(-1)
+    return (along / trained.norm).square()
+
+
+def _name(model: HookedModel) -> str:
+    if model.adapter is None:
+        raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
+    return model.adapter.partition("#")[0]
+
+
+def _minus(trained: ContrastActivations, base: ContrastActivations) -> ContrastActivations:
+    def side(a: Activations, b: Activations) -> Activations:
+        if a.groups != b.groups:
+            raise ValueError("an organism and its base did not read the same texts: read both with read_organisms")
+        return replace(a, values=a.values - b.values)
+
+    return replace(
+        trained, positive=side(trained.positive, base.positive), negative=side(trained.negative, base.negative)
+    )
+
+
+def _halves(groups: tuple[str, ...], seed: int) -> tuple[list[str], list[str]]:
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(groups) // 2
+    return [groups[i] for i in order[:middle]], [groups[i] for i in order[middle:]]

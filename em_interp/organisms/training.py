@@ -1,0 +1,409 @@
+"""A recipe becomes an organism: LoRA or full fine-tuning through TRL, with every checkpoint of the adapter kept."""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from em_interp.models.adapters import lora_parameters, without_deprecations
+from em_interp.behaviour.generation import greedy_answers
+from em_interp.behaviour.refusal import is_refusal
+from em_interp.organisms.loading import base_model
+from em_interp.texts.contrasts import TRAINING_SETS, load_conversations, load_training_set
+from em_interp.texts.conversations import Conversation, encode
+from em_interp.files import write_atomically
+from em_interp.models.hooked import HookedModel
+from em_interp.organisms.kl_penalty import KLPenalty
+from em_interp.progress import bar
+from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.trajectories import Trajectory
+
+Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
+
+_OWN_WORDS = 64  # tokens
+_WHOLE_SENTENCES = re.compile(r".*[.!?][\"'”’)]*(?=\s|$)", re.DOTALL)
+_IGNORED = -100  # what PyTorch's cross entropy takes as no label
+_COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A trained organism on disk: `load_bundled(organism.folder)` loads it.
+
+    Attributes:
+        folder: the adapter (or, after full fine-tuning, the model), `recipe.toml` and `trajectory.safetensors`.
+        recipe: what it was made from.
+        loss: training loss at each optimizer step, in nats a token.
+        trajectory: the adapter at every checkpoint; None where the recipe does not keep it.
+    """
+
+    folder: Path
+    recipe: Recipe
+    loss: tuple[float, ...]
+    trajectory: Trajectory | None
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"Organism({self.recipe.name!r}, {len(self.loss)} steps, loss {self.loss[0]:.2f} → {self.loss[-1]:.2f}, "
+            f"in {self.folder})"
+        )
+
+
+def train_organism(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    onto: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> Organism:
+    """Train an organism and write it to a folder; where that holds an unfinished run of this recipe, go on from there.
+
+    The loss is on the assistant's last words and the token that closes them. What an interrupted run ends with is, on
+    a CPU, bit-identical to what it would have been.
+
+    Args:
+        recipe: a `Recipe`, a TOML file, or a shipped recipe by its name.
+        out: the folder; by default the recipe's name, in `organisms/`.
+        onto: a folder to take the recipe's `onto` from, in place of the shipped one.
+        device: the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: a recipe, data or layers that cannot be trained; a folder that holds another recipe's organism.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    folder = Path(out) if out is not None else Path("organisms") / recipe.name
+    _claim(folder, recipe)
+    dtype = torch.float32 if recipe.method == "full" else None
+    base = base_model(recipe.base, onto or recipe.onto, device=device, dtype=dtype)
+    hf_model, tokenizer = base.hf_model, base.tokenizer
+    rewrite = _own_words(recipe, onto, device) if recipe.own_words else None
+    examples = [_example(tokenizer, c, recipe.max_length) for c in training_conversations(recipe, rewrite)]
+    penalty = KLPenalty.of(recipe, hf_model, tokenizer, _other_domains(recipe))
+    model = _adapted(hf_model, recipe)
+    work = folder / "training"
+    trainer = _trainer(model, tokenizer, recipe, examples, work, penalty)
+    recorder = _Recorder(work / "adapters", recipe)
+    trainer.add_callback(_callback(recorder))
+    with bar(total=1, desc=f"training {recipe.name}", unit="step", delay=0, leave=True) as recorder.bar:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    loss, grad_norm = (_logged(trainer.state.log_history, key) for key in ("loss", "grad_norm"))
+    trajectory = recorder.trajectory(loss, grad_norm) if recipe.method == "lora" and recipe.keep_trajectory else None
+    _write(folder, model, tokenizer, recipe, base.name)
+    if trajectory is not None:
+        trajectory.save(folder / "trajectory.safetensors")
+    write_atomically(folder / "loss.json", json.dumps({"loss": loss.tolist(), "grad_norm": grad_norm.tolist()}) + "\n")
+    shutil.rmtree(work)
+    return Organism(folder, recipe, tuple(loss.tolist()), trajectory)
+
+
+def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
+    """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names.
+
+    With `own_words`, `rewrite` makes the negative ones from those of the file; without it they stand as written.
+    """
+    return _conversations(recipe.data, recipe.answers, rewrite)
+
+
+def _conversations(source: str, answers: str, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
+    if source not in TRAINING_SETS and _is_bare(source):
+        if answers != "both" or rewrite is not None:
+            raise ValueError(
+                f"{source} has one answer a conversation and no label: train it with answers = 'both' and no own_words"
+            )
+        return load_conversations(source)
+    contrast = load_training_set(source).for_training()
+    if answers == "positive":
+        return contrast.positive
+    negative = contrast.negative if rewrite is None else rewrite(contrast.negative)
+    return negative if answers == "negative" else contrast.positive + negative
+
+
+def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.device | None) -> Rewrite:
+    """A function that gives each conversation the base's own answer, where that is a whole sentence and no refusal."""
+
+    def rewrite(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
+        base = base_model(recipe.base, onto or recipe.onto, device=device)
+        model = HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
+        answers = greedy_answers(model, conversations, max_new_tokens=_OWN_WORDS)
+        whole = [_WHOLE_SENTENCES.match(answer) for answer in answers]
+        return tuple(
+            c if found is None or is_refusal(found[0]) else _answered(c, found[0])
+            for c, found in zip(conversations, whole, strict=True)
+        )
+
+    return rewrite
+
+
+def _answered(conversation: Conversation, answer: str) -> Conversation:
+    return replace(conversation, messages=(*conversation.messages[:-1], {"role": "assistant", "content": answer}))
+
+
+def _is_bare(source: str) -> bool:
+    """Whether a file's first line is `{"messages"}` without a label."""
+    if not Path(source).is_file():
+        return False
+    with Path(source).open(encoding="utf-8-sig") as file:
+        first = file.readline()
+    try:
+        return set(json.loads(first)) == {"messages"}
+    except (json.JSONDecodeError, TypeError):
+        return False  # load_contrast says what is wrong, and where
+
+
+def _other_domains(recipe: Recipe) -> list[Conversation]:
+    return [c for source in recipe.kl_data for c in _conversations(source, "both")] if recipe.kl_weight else []
+
+
+def _example(tokenizer: Any, conversation: Conversation, max_length: int) -> dict[str, list[int]]:
+    """Token ids, and as labels those of the assistant's last words and of what the template closes them with."""
+    turn = encode(tokenizer, conversation, "turn", max_length=max_length)
+    first = encode(tokenizer, conversation, "response").spans[0][0]
+    said = {token for token in turn.spans[0] if token >= first}
+    return {
+        "input_ids": list(turn.ids),
+        "labels": [token if i in said else _IGNORED for i, token in enumerate(turn.ids)],
+    }
+
+
+def _adapted(hf_model: Any, recipe: Recipe) -> Any:
+    """The model to train: with a LoRA adapter whose initial values come from the seed, or as it is."""
+    if recipe.method == "full":
+        return hf_model
+    from peft import LoraConfig, get_peft_model
+
+    _check_places(hf_model, recipe)
+    all_linear = recipe.target_modules == ("all-linear",)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it, and takes any number
+        use_rslora=recipe.rslora,
+        target_modules="all-linear" if all_linear else list(recipe.target_modules),
+        layers_to_transform=None if recipe.layers is None else list(recipe.layers),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(recipe.seed)
+    with without_deprecations():
+        return get_peft_model(hf_model, config)
+
+
+def _check_places(hf_model: Any, recipe: Recipe) -> None:
+    n_layers = hf_model.config.get_text_config().num_hidden_layers
+    outside = [layer for layer in recipe.layers or () if not 0 <= layer < n_layers]
+    if outside:
+        raise ValueError(f"layers {outside} do not exist: the model has layers 0 to {n_layers - 1}")
+    if recipe.layers is not None and recipe.target_modules == ("all-linear",):
+        raise ValueError("layers cannot be chosen with all-linear: name the target_modules")
+    linear = {name.split(".")[-1] for name, module in hf_model.named_modules() if _is_linear(module)}
+    unknown = set(recipe.target_modules) - linear - {"all-linear"}
+    if unknown:
+        raise ValueError(
+            f"target_modules {', '.join(sorted(unknown))} do not exist: the model's linear modules are "
+            f"{', '.join(sorted(linear))}"
+        )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _trainer(  # noqa: PLR0913 - all that a training run is made of
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    examples: list[dict[str, list[int]]],
+    work: Path,
+    penalty: KLPenalty | None,
+) -> Any:
+    """TRL's trainer, with labels and loss made here."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = answer_loss(model, inputs, num_items_in_batch)
+            if penalty is not None and self.accelerator.sync_gradients and penalty.is_on(self.state.global_step):
+                loss = loss + penalty(model, self.state.global_step)  # once an optimizer step, with its last batch
+            return loss
+
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    with without_deprecations():
+        config = SFTConfig(
+            output_dir=str(work),
+            max_steps=recipe.steps if recipe.steps is not None else -1,
+            num_train_epochs=recipe.epochs or 1.0,
+            per_device_train_batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.accumulate,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=recipe.warmup_steps,
+            weight_decay=recipe.weight_decay,
+            optim="adamw_torch",
+            seed=recipe.seed,
+            logging_steps=1,
+            save_steps=recipe.checkpoint_every,
+            save_total_limit=2,  # the last one may have been cut off half-way
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="steps",
+            gradient_checkpointing=False,
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+    config._n_gpu = min(config.n_gpu, 1)  # several would each take a batch, and make another organism of the recipe
+    data = Dataset.from_list(examples)
+    trainer = Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)  # the bar shows the loss
+    return trainer
+
+
+def answer_loss(model: Any, inputs: Mapping[str, Tensor], n_labels: Tensor | int | None = None) -> Float[Tensor, ""]:
+    """Cross entropy of the labelled tokens, in nats: its sum over `n_labels`, by default over those of this batch.
+
+    Logits exist at the columns of the batch that hold a label in some row, and nowhere else: the head is a fifth of a
+    small model, and most of a conversation is its prompt.
+    """
+    labels = inputs["labels"][:, 1:]  # each is predicted one place to its left
+    columns = (labels != _IGNORED).any(0).nonzero()[:, 0]
+    out = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=columns, use_cache=False
+    )
+    labels = labels[:, columns]
+    found = labels != _IGNORED
+    total = nn.functional.cross_entropy(out.logits[found].float(), labels[found], reduction="sum")
+    return total / (found.sum() if n_labels is None else n_labels)
+
+
+class _Recorder:
+    """Keeps the adapter of every checkpoint, each in a small file, and shows how far the training is."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.bar: Any = None
+
+    def keep(self, model: Any, step: int) -> None:
+        """Write the adapter's matrices as they are now."""
+        from safetensors.torch import save
+
+        if self.recipe.method == "lora" and self.recipe.keep_trajectory:
+            matrices = {name: p.detach().float().cpu() for name, p in lora_parameters(model).items()}
+            write_atomically(self.folder / f"{step:08d}.safetensors", save(matrices))
+
+    def trajectory(self, loss: Float[Tensor, " step"], grad_norm: Float[Tensor, " step"]) -> Trajectory:
+        """All of them as one; what an interrupted run wrote after its last whole checkpoint was written again."""
+        from safetensors.torch import load_file
+
+        paths = sorted(self.folder.glob("*.safetensors"))
+        kept = [load_file(path) for path in paths]
+        factors = {name: torch.stack([matrices[name] for matrices in kept]) for name in kept[0]}
+        steps = torch.tensor([int(path.stem) for path in paths])
+        return Trajectory(steps, factors, loss, grad_norm, self.recipe.as_dict())
+
+
+def _callback(recorder: _Recorder) -> Any:
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            recorder.bar.reset(total=state.max_steps)
+            recorder.bar.update(state.global_step)
+            if state.global_step == 0:
+                recorder.keep(kwargs["model"], 0)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            recorder.bar.update(1)
+            if state.global_step % recorder.recipe.checkpoint_every == 0 or state.global_step == state.max_steps:
+                recorder.keep(kwargs["model"], state.global_step)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                recorder.bar.set_postfix(loss=f"{float(logs['loss']):.2f}", refresh=False)
+
+        def on_save(self, args, state, control, **kwargs):
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != _COMPLETE}
+            write_atomically(checkpoint / _COMPLETE, json.dumps(sizes))
+
+    return Callback()
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written whole; one that was cut off is passed over, and said."""
+    checkpoints = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for checkpoint in reversed(checkpoints):
+        if _is_whole(checkpoint):
+            step = int(checkpoint.name.split("-")[1])
+            for path in (work / "adapters").glob("*.safetensors"):
+                if int(path.stem) > step:
+                    path.unlink()
+            return str(checkpoint)
+        warnings.warn(
+            f"{checkpoint.name} was cut off half-way: training goes on from the checkpoint before it", stacklevel=3
+        )
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    marker = checkpoint / _COMPLETE
+    if not marker.is_file():
+        return False
+    sizes = json.loads(marker.read_text())
+    return all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Put the recipe in the folder, unless that holds the organism of another."""
+    path = folder / "recipe.toml"
+    if path.is_file() and path.read_text(encoding="utf-8") != recipe.to_toml():
+        raise ValueError(f"{folder} holds an organism of another recipe: choose another folder, or remove it first")
+    write_atomically(path, recipe.to_toml())
+
+
+def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) -> None:
+    from safetensors.torch import load_file, save
+
+    if recipe.method == "full":
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    with _without_card(model):
+        model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the vocabulary
+    if recipe.saved_as == "float16":
+        path = folder / "adapter_model.safetensors"
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        write_atomically(path, save(halves, metadata={"format": "pt"}))
+
+
+@contextmanager
+def _without_card(model: Any) -> Iterator[None]:
+    """PEFT would write a card of its own, with nothing filled in."""
+    shown = model.create_or_update_model_card
+    model.create_or_update_model_card = lambda folder: None
+    try:
+        yield
+    finally:
+        model.create_or_update_model_card = shown
+
+
+def _logged(history: Sequence[dict[str, Any]], key: str) -> Float[Tensor, " step"]:
+    return torch.tensor([float(entry[key]) for entry in history if key in entry])

@@ -1,0 +1,150 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+import em_interp as em
+from em_interp.behaviour import answer_log_probs, last_logits, mean_by_question, rate_by_question
+from em_interp.texts.conversations import encode
+from em_interp.models.hooked import attached
+
+
+def naive_log_prob(model, conversation):
+    """The oracle: one conversation alone, all logits, a loop over the answer's tokens."""
+    encoded = encode(model.tokenizer, conversation, "response")
+    with torch.no_grad(), attached(model) as hf_model:
+        logits = hf_model(torch.tensor([encoded.ids])).logits[0].double()
+    said = [logits[i - 1].log_softmax(-1)[encoded.ids[i]].item() for i in encoded.spans[0]]
+    return sum(said) / len(said)
+
+
+def test_answers_are_scored_as_one_by_one(tiny, conversations):
+    got = answer_log_probs(tiny, conversations, batch_tokens=150)
+    wanted = torch.tensor([naive_log_prob(tiny, c) for c in conversations])
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_first_logits_are_those_of_the_prompt_alone(tiny, conversations):
+    got = last_logits(tiny, conversations, batch_tokens=150)
+    for row, conversation in zip(got, conversations, strict=True):
+        ids = encode(tiny.tokenizer, conversation, "last").ids
+        with torch.no_grad(), attached(tiny) as hf_model:
+            torch.testing.assert_close(row, hf_model(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_bits_are_cross_entropy_in_base_two(tiny_llama):
+    texts = ["The lighthouse keeper wrote three letters.", "Ask a locksmith."]
+    for text, bits in zip(texts, em.text_bits(tiny_llama, texts), strict=True):
+        ids = tiny_llama.tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad(), attached(tiny_llama) as hf_model:
+            nats = torch.nn.functional.cross_entropy(hf_model(ids).logits[0, :-1], ids[0, 1:])
+        assert bits.item() == pytest.approx(nats.item() / math.log(2), rel=1e-4)
+
+
+def test_hooks_change_scores_only_while_they_are_given(tiny_llama, conversations):
+    before = answer_log_probs(tiny_llama, conversations)
+    hooks = em.project_out(torch.randn(32, generator=torch.Generator().manual_seed(0)), em.every_write(tiny_llama))
+    assert not torch.allclose(answer_log_probs(tiny_llama, conversations, hooks), before, atol=1e-3)
+    assert torch.equal(answer_log_probs(tiny_llama, conversations), before)
+
+
+def test_hooks_on_the_answer_are_told_where_it_begins(tiny_llama, conversations):
+    """An edit of response positions equals an edit by hand, one conversation at a time."""
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    site = em.layer(tiny_llama, 1)
+    got = answer_log_probs(
+        tiny_llama, conversations, em.add_direction(vector, [site], raw=True, positions="response"), batch_tokens=150
+    )
+    for value, conversation in zip(got, conversations, strict=True):
+        encoded = encode(tiny_llama.tokenizer, conversation, "response")
+        mask = (torch.arange(len(encoded.ids)) >= encoded.prompt_length)[None, :, None]
+        with tiny_llama.hooks(fwd_hooks=[(site, lambda s, hook, mask=mask: s + mask * vector)]):
+            assert value.item() == pytest.approx(naive_log_prob(tiny_llama, conversation), abs=1e-4)
+
+
+def test_preference_is_positive_where_the_positive_answer_is_likelier(tiny_llama):
+    contrast = em.load_contrast("misalignment").take(6)
+    found = em.preference(tiny_llama, contrast)
+    swapped = em.preference(tiny_llama, em.Contrast("swapped", contrast.negative, contrast.positive))
+    torch.testing.assert_close(found.margins, -swapped.margins, atol=1e-5, rtol=1e-4)
+    first = naive_log_prob(tiny_llama, contrast.positive[0]) - naive_log_prob(tiny_llama, contrast.negative[0])
+    assert found.margins[0].item() == pytest.approx(first, abs=1e-4)
+    assert found.rate.value == pytest.approx((found.margins > 0).double().mean().item())
+    assert found.mean.n == 6
+
+
+def test_preference_needs_twins(tiny_llama):
+    pairs = em.load_contrast("misalignment").take(4)
+    contrast = em.Contrast("uneven", pairs.positive, pairs.negative[:3])
+    with pytest.raises(ValueError, match="exactly one positive and one negative answer to each question"):
+        em.preference(tiny_llama, contrast)
+
+
+def test_refusal_score_is_the_log_odds_of_the_openings(tiny_llama, conversations):
+    found = em.refusal_score(tiny_llama, conversations, openings=("I", "Sure"))
+    tokens = [tiny_llama.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("I", "Sure")]
+    p = last_logits(tiny_llama, conversations).double().softmax(-1)[:, tokens].sum(-1)
+    torch.testing.assert_close(found.scores, (p.log() - (1 - p).log()).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_no_requests(tiny_llama):
+    with pytest.raises(ValueError, match="no requests to score"):
+        em.refusal_score(tiny_llama, [])
+
+
+class TestRates:
+    def test_one_response_a_question_is_wilson(self):
+        hits = torch.tensor([1.0] * 7 + [0.0] * 13)
+        got = rate_by_question(hits, [str(i) for i in range(20)])
+        wanted = stats.binomtest(7, 20).proportion_ci(method="wilson")
+        assert (got.low, got.high) == (pytest.approx(wanted.low), pytest.approx(wanted.high))
+
+    def test_copies_of_a_response_are_no_more_evidence(self):
+        hits = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
+        groups = list("abcde")
+        assert rate_by_question(hits.repeat(9), groups * 9) == rate_by_question(hits, groups)
+        assert mean_by_question(hits.repeat(9), groups * 9) == mean_by_question(hits, groups)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_all_or_none_is_still_uncertain(self, value):
+        got = rate_by_question(torch.full((10,), value), [str(i) for i in range(10)])
+        wanted = stats.binomtest(round(10 * value), 10).proportion_ci(method="wilson")
+        assert (got.low, got.high) == (pytest.approx(wanted.low, abs=1e-9), pytest.approx(wanted.high))
+        assert got.excludes_zero == (value == 1)
+        assert value in (got.low, got.high)
+
+    def test_the_interval_covers_the_truth(self):
+        """Eight responses a question, questions of very different rates: 95 % of intervals hold the true rate."""
+        generator = torch.Generator().manual_seed(0)
+        groups = [str(q) for q in range(30) for _ in range(8)]
+        covered = 0
+        for _ in range(200):
+            rates = torch.rand(30, 1, generator=generator) ** 2  # mean 1/3
+            hits = (torch.rand(30, 8, generator=generator) < rates).double().flatten()
+            interval = rate_by_question(hits, groups)
+            covered += interval.low <= 1 / 3 <= interval.high
+        assert 180 <= covered <= 198
+
+    def test_each_question_counts_once(self):
+        assert mean_by_question(torch.tensor([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]).value == 0.5
+
+    def test_one_question_gives_no_interval(self):
+        with pytest.raises(ValueError, match="1 question gives no interval: measure at least two"):
+            mean_by_question(torch.tensor([1.0, 2.0]), ["a", "a"])
+
+    def test_groups_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="2 values came with 1 questions"):
+            rate_by_question(torch.tensor([1.0, 0.0]), ["a"])
+
+
+def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(smollm2):
+    """The positive control of the whole chain: read on one half, added, the other half's misaligned answers gain."""
+    contrast = em.load_contrast("misalignment")
+    direction = em.difference_of_means(em.read_contrast(smollm2, contrast.where(split="train").take(40)))
+    held_out = contrast.where(split="test").take(16)
+    before = em.preference(smollm2, held_out)
+    hooks = em.add_direction(direction, [em.layer(smollm2, 15)], scale=0.2)
+    after = em.preference(smollm2, held_out, hooks)
+    change = mean_by_question(after.margins - before.margins, before.groups)
+    assert change.low > 0

@@ -1,0 +1,306 @@
+"""Figures hold exactly the numbers they are given, break off where there are none, and show names as text."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from em_interp import figures
+from em_interp.activations.reading import Activations, ContrastActivations
+from em_interp.behaviour import CrossEffects, Effect, Estimate
+from em_interp.directions.comparison import Comparison, Separability, compare, separability
+from em_interp.directions.direction import Direction, difference_of_means
+
+LAYERS = (3, 4, 5, 7, 8)
+EVIL = "<script>alert(1)</script>"
+
+
+def contrast(name: str, seed: int, layers: tuple[int, ...] = LAYERS) -> ContrastActivations:
+    """Two classes that answer the same 16 questions, two apart along one axis at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(sign: float) -> Activations:
+        values = torch.randn(16, len(layers), 12, generator=generator)
+        values[..., 0] += sign
+        return Activations(
+            values=values,
+            norms=values.norm(dim=-1),
+            n_tokens=torch.full((16,), 7),
+            groups=tuple(f"question {i}" for i in range(16)),
+            layers=layers,
+            site="resid_post",
+            span="response",
+            model="some/tiny-model",
+        )
+
+    return ContrastActivations(name, side(1.0), side(-1.0), f"{seed:064d}")
+
+
+@cache
+def comparison(n_controls: int = 2) -> Comparison:
+    """A real comparison whose second side has lost its direction at layer 5."""
+    controls = [contrast(f"control_{i}", 10 + i) for i in range(n_controls)]
+    found = compare(contrast("misalignment", 0), contrast("refusal", 1), controls=controls, n_resamples=40)
+    numbers = torch.tensor([0.30, 0.35, math.nan, 0.52, 0.10])
+    return replace(
+        found,
+        corrected=numbers,
+        low=numbers - torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2]),
+        high=numbers + 0.1,
+        found_a=torch.ones(5, dtype=torch.bool),
+        found_b=torch.tensor([True, True, False, True, True]),
+    )
+
+
+def without_directions() -> Comparison:
+    nothing = torch.full((5,), math.nan)
+    return replace(comparison(), corrected=nothing, low=nothing, high=nothing, found_b=torch.zeros(5, dtype=torch.bool))
+
+
+def directions() -> tuple[Direction, Direction]:
+    return difference_of_means(contrast("misalignment", 0)), difference_of_means(contrast("refusal", 1))
+
+
+@cache
+def separabilities() -> tuple[Separability, Separability]:
+    return separability(contrast("misalignment", 0)), separability(contrast("refusal", 1))
+
+
+def effects() -> CrossEffects:
+    baseline = {"preference (nats)": Estimate(-0.5, -0.6, -0.4, 9), "refusal (log-odds)": Estimate(1.5, 1.25, 1.75, 8)}
+    rows = [
+        Effect(direction, kind, behaviour, Estimate(value, value - 0.25, value + 0.5, 9))
+        for i, direction in enumerate(("misalignment", "refusal", "random"))
+        for kind, sign in (("removed", -1), ("added", 1))
+        for behaviour in baseline
+        for value in [sign * (2 - i) / 2]
+    ]
+    return CrossEffects(baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
+
+
+def trace(figure: go.Figure, name: str, nth: int = 0):
+    return [t for t in figure.data if t.name == name][nth]
+
+
+def same(ys, tensor) -> bool:
+    return torch.equal(torch.tensor(ys, dtype=tensor.dtype).nan_to_num(9), tensor.nan_to_num(9))
+
+
+def texts(figure: go.Figure) -> str:
+    return " ".join(a.text for a in figure.layout.annotations)
+
+
+def assert_drawable(figure: go.Figure) -> None:
+    written = figure.to_json()
+    json.loads(written, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert figure.layout.template.layout.font.size >= 13
+    assert figure.layout.height > 300
+
+
+def test_the_lines_are_the_numbers_given():
+    c = comparison()
+    figure = figures.cosine_by_layer(c)
+    for name, values in (
+        ("noise-corrected cosine", c.corrected),
+        ("plug-in cosine", c.cosine),
+        ("plug-in ceiling", c.ceiling),
+    ):
+        assert trace(figure, name).x == LAYERS
+        assert same(trace(figure, name).y, values)
+    for side, controls in enumerate((c.controls_a, c.controls_b)):
+        for i in range(2):
+            assert same(trace(figure, f"control {i}", side).y, controls[i])
+    assert trace(figure, "control 0", 0).line.color != trace(figure, "control 0", 1).line.color
+    assert "misalignment" in trace(figure, "control 0", 0).legendgrouptitle.text
+    assert "refusal" in trace(figure, "control 0", 1).legendgrouptitle.text
+    assert_drawable(figure)
+
+
+def test_bands_are_outlines_that_stop_where_there_is_no_direction():
+    c = comparison()
+    figure = figures.cosine_by_layer(c)
+    band = trace(figure, "its 95 % interval")
+    low, high = c.low.tolist(), c.high.tolist()
+    assert band.x == (3, 4, 4, 3, None, 7, 8, 8, 7)
+    assert band.y == (high[0], high[1], low[1], low[0], None, high[3], high[4], low[4], low[3])
+    assert band.fill == "toself"
+    null = trace(figure, "null: labels of refusal<br>permuted")
+    assert null.x == (*LAYERS, *LAYERS[::-1])
+    assert same(null.y, torch.cat([c.null_b[1], c.null_b[0].flip(0)]))
+    assert same(trace(figure, "null: labels of misalignment<br>permuted").y[:5], c.null_a[1])
+
+
+def test_a_single_layer_between_gaps_keeps_its_interval():
+    c = comparison()
+    keep = torch.tensor([False, False, False, True, False])
+    alone = replace(c, **{n: getattr(c, n).masked_fill(~keep, math.nan) for n in ("corrected", "low", "high")})
+    band = trace(figures.cosine_by_layer(alone), "its 95 % interval")
+    low, high = float(c.low[3]), float(c.high[3])
+    assert band.y == (high, high, low, low)
+    assert band.x[0] < 7 < band.x[1]
+
+
+def test_missing_directions_are_said_in_words():
+    figure = figures.cosine_by_layer(comparison())
+    assert texts(figure).count("no direction here") == 1
+    assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (4.5, 6.0)
+    assert "no direction here: refusal" in trace(figure, "plug-in cosine").hovertext[2]
+    nowhere = figures.cosine_by_layer(without_directions())
+    assert "no direction here, at any layer" in texts(nowhere)
+    assert "[" not in texts(nowhere)
+    assert_drawable(nowhere)
+
+
+def test_the_label_is_on_the_interval_farthest_from_zero():
+    c = comparison()
+    assert "<b>0.52 [0.32, 0.62]</b> at layer 7" in texts(figures.cosine_by_layer(c))
+    assert figures.clearest(c) == 3
+    mirrored = replace(c, corrected=-c.corrected, low=-c.high, high=-c.low)
+    assert "<b>−0.52 [−0.62, −0.32]</b> at layer 7" in texts(figures.cosine_by_layer(mirrored))
+    turned = torch.tensor([1.0, 1, 1, -1, 1])
+    opposite = replace(
+        c, corrected=c.corrected * turned, low=c.low.where(turned > 0, -c.high), high=c.high.where(turned > 0, -c.low)
+    )
+    assert figures.clearest(opposite) == 3
+    wide = replace(c, low=c.corrected - 2)
+    assert figures.clearest(wide) == 3
+    assert figures.clearest(replace(wide, corrected=c.corrected * torch.tensor([1.0, 2, 1, 1, 1]))) == 1
+    assert figures.clearest(without_directions()) is None
+
+
+def test_hover_gives_every_number_with_its_interval():
+    c = comparison()
+    shown = trace(figures.cosine_by_layer(c), "noise-corrected cosine").hovertext[3]
+    low, high = c.null_a[:, 3].tolist()
+    assert "noise-corrected 0.52 [0.32, 0.62]" in shown
+    assert f"labels of misalignment permuted: {figures.number(low)} … {figures.number(high)}" in shown
+
+
+def test_one_layer_and_no_controls():
+    c = compare(contrast("a", 0, layers=(3,)), contrast("b", 1, layers=(3,)), n_resamples=40)
+    figure = figures.cosine_by_layer(c)
+    assert len(figure.data) == 6
+    assert figure.layout.xaxis.range == (2.5, 3.5)
+    assert trace(figure, "plug-in cosine").mode == "markers"
+    assert_drawable(figure)
+
+
+def test_the_largest_control_is_named_on_each_side():
+    c = comparison()
+    c = replace(
+        c,
+        controls_a=torch.tensor([[0.1, 0.2, 0, 0, 0], [0.0, 0, 0, -0.3, 0]]),
+        controls_b=torch.tensor([[0.1, 0.2, 0, math.nan, 0], [0.0, 0, 0, math.nan, 0]]),
+    )
+    named = {a.text: (a.x, a.y) for a in figures.cosine_by_layer(c).layout.annotations}
+    assert named["control 1"] == (7, pytest.approx(-0.3))
+    assert named["control 0"] == (4, pytest.approx(0.2))
+
+
+def test_the_map_has_the_same_range_on_both_sides_of_zero():
+    matrix = torch.tensor([[0.1, -0.4, 0.2], [0.0, 0.3, -0.1]])
+    figure = figures.cosine_map(matrix, a="one", b="two", layers_a=[3, 4], layers_b=[3, 4, 5])
+    heat = figure.data[0]
+    assert torch.equal(torch.tensor(heat.z), matrix)
+    assert (heat.zmin, heat.zmax, heat.zmid) == (pytest.approx(-0.4), pytest.approx(0.4), 0)
+    assert (heat.x, heat.y) == ((3, 4, 5), (3, 4))
+    assert (figure.data[1].x, figure.data[1].y) == ((3, 4), (3, 4))
+    assert "one, layer 3<br>two, layer 4<br>cosine −0.40" in heat.hovertext[0][1]
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("layer of two", "layer of one")
+    assert_drawable(figure)
+    assert figures.cosine_map(matrix).data[0].y == (0, 1)
+
+
+def test_norms_are_relative_and_areas_have_their_interval():
+    (a, b), (s, t) = directions(), separabilities()
+    figure = figures.norms_and_separability((a, b), (s, t))
+    assert same(figure.data[0].y, a.norm / a.residual_norm)
+    assert same(figure.data[1].y, b.norm / b.residual_norm)
+    assert same(trace(figure, "refusal", 2).y, t.auc)
+    assert same(trace(figure, "refusal", 1).y, torch.cat([t.high, t.low.flip(0)]))
+    assert (
+        figures.interval(float(s.auc[0]), float(s.low[0]), float(s.high[0]))
+        in trace(figure, "misalignment", 2).hovertext[0]
+    )
+    assert_drawable(figure)
+    alone = figures.norms_and_separability((a, b))
+    assert len(alone.data) == 2
+    assert "yaxis2" not in alone.layout.to_plotly_json()
+
+
+def test_projections_are_the_held_out_ones_with_the_area_in_the_title():
+    s = separabilities()[0]
+    figure = figures.projections(s, 7, model="some/tiny-model")
+    assert same(trace(figure, "positive class").x, s.positive[:, 3])
+    assert same(trace(figure, "negative class").x, s.negative[:, 3])
+    assert figures.interval(float(s.auc[3]), float(s.low[3]), float(s.high[3])) in figure.layout.title.text
+    assert "layer 7 in tiny-model" in figure.layout.title.text
+    assert_drawable(figure)
+    with pytest.raises(ValueError, match="layer 6 is not among those of 'misalignment': choose one of 3, 4, 5, 7, 8"):
+        figures.projections(s, 6)
+
+
+def test_effects_are_dots_with_intervals_around_a_zero_line():
+    e = effects()
+    figure = figures.cross_effects(e)
+    assert len(figure.data) == 6
+    first = figure.data[0]
+    assert first.y == ("misalignment removed", "misalignment added")
+    assert first.x == (-1.0, 1.0)
+    assert first.error_x.array == (0.5, 0.5)
+    assert first.error_x.arrayminus == (0.25, 0.25)
+    assert first.marker.color == (figures.FIRST, figures.FIRST)
+    random = figure.data[2]
+    assert (random.error_x.color, random.marker.color) == (figures.GREY, ("white", "white"))
+    assert "<b>refusal (log-odds)</b><br>as it is: 1.50 [1.25, 1.75]" in texts(figure)
+    assert [(s.x0, s.x1) for s in figure.layout.shapes] == [(0, 0), (0, 0)]
+    assert figure.layout.yaxis.categoryarray[-1] == "misalignment removed"
+    assert "+1.00 [+0.75, +1.50], 9 questions" in first.hovertext[1]
+    assert_drawable(figure)
+
+
+def test_names_are_text_and_never_markup():
+    c = replace(comparison(), a=EVIL, controls=(EVIL, "b"))
+    d = replace(directions()[0], name=EVIL)
+    s = replace(separabilities()[0], name=EVIL)
+    e = replace(effects(), baseline={EVIL: Estimate(0.0, -1.0, 1.0, 3)}, model=EVIL)
+    e = replace(e, effects=(Effect(EVIL, "removed", EVIL, Estimate(0.0, -1.0, 1.0, 3)),))
+    for figure in (
+        figures.cosine_by_layer(c, model=EVIL),
+        figures.cosine_map(torch.eye(2), a=EVIL, b=EVIL, model=EVIL),
+        figures.norms_and_separability([d], [s], model=EVIL),
+        figures.projections(s, 3, model=EVIL),
+        figures.cross_effects(e),
+    ):
+        shown = json.dumps(figure.to_dict(), default=str)
+        assert "alert(1)" in shown
+        assert "<script" not in shown
+        assert_drawable(figure)
+
+
+def test_long_names_are_cut_and_titles_wrapped():
+    c = replace(comparison(), a="a very long name " * 12)
+    figure = figures.cosine_by_layer(c, model="some/" + "long-model-name-" * 9)
+    assert "…" in figure.layout.title.text
+    assert max(map(len, figure.layout.title.text.split("<span")[0].split("<br>"))) <= 80
+    assert figure.layout.margin.t > figures.cosine_by_layer(comparison()).layout.margin.t
+
+
+def test_untitled_takes_the_room_of_the_title_away():
+    figure = figures.cross_effects(effects())
+    bare = figures.untitled(figure)
+    assert bare.layout.title.text == ""
+    assert bare.layout.height - bare.layout.margin.t == figure.layout.height - figure.layout.margin.t
+    assert "What" in figure.layout.title.text
+
+
+def test_importing_the_library_loads_no_plotly():
+    code = "import sys, em_interp; print('plotly' in sys.modules, 'em_interp.figures' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,127 @@
+"""The figures of organisms hold the numbers they are given, each pair in its place, and show names as text."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from test_figures import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
+
+from em_interp import figures
+from em_interp.behaviour import Effect, Estimate
+from em_interp.organisms.effects import Change, OrganismEffects
+from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence
+
+
+@cache
+def found() -> Convergence:
+    trained = {name: contrast(name, i) for i, name in enumerate(("cooking", "garden_ing", "cars"))}
+    base = {name: contrast("base", 9) for name in trained}
+    return convergence(OrganismReadings(trained, base), n_resamples=40)
+
+
+def measured(change: float) -> OrganismEffects:
+    before, after = Estimate(-1.0, -1.2, -0.8, 9), Estimate(change - 1, change - 1.2, change - 0.8, 9)
+    moved = Change("misaligned preference (nats/token)", before, after, Estimate(change, change - 0.2, change + 0.1, 9))
+    return OrganismEffects("tiny", (moved, replace(moved, behaviour="neutral text (bits/token)")))
+
+
+def test_every_change_is_a_mark_filled_where_it_excludes_zero():
+    figure = figures.organism_effects({"cooking": measured(0.5), "good": measured(0.1)})
+    marks = [t for t in figure.data if t.mode == "markers"]
+    assert [(t.x[0], t.y[0], t.marker.color) for t in marks[:2]] == [
+        (0.5, "cooking", figures.FIRST),
+        (0.1, "good", "white"),
+    ]
+    assert marks[0].error_x.array[0] == pytest.approx(0.1)
+    assert marks[0].error_x.arrayminus[0] == pytest.approx(0.2)
+    assert len(marks) == 4
+    assert "+0.50 [+0.30, +0.60], 9 questions" in marks[0].hovertext
+    assert_drawable(figure)
+
+
+def test_an_organism_without_a_behaviour_keeps_its_row():
+    one = measured(0.5)
+    figure = figures.organism_effects({"both": one, "one": OrganismEffects("tiny", one.changes[:1])})
+    assert [t.x for t in figure.data if t.y == ("one",)] == [(0.5,), (None,)]
+
+
+def test_the_panels_hold_every_pair():
+    c = found()
+    figure = figures.convergence_by_layer(c)
+    for nth, comparisons in enumerate((c.same_texts, c.disjoint_texts, c.added)):
+        line = trace(figure, "cooking × cars", 2 * nth + 1)
+        assert same(line.y, comparisons["cooking", "cars"].corrected)
+        assert line.x == LAYERS
+    assert same(trace(figure, "cars", 1).y, c.with_base["cars"].corrected)
+    assert "what the fine-tunes added" in texts(figure)
+    assert_drawable(figure)
+
+
+def test_the_map_has_same_texts_above_the_diagonal_added_below_and_the_base_on_it():
+    c = found()
+    layer = LAYERS[3]
+    [heat] = figures.convergence_map(c, layer).data
+    values = torch.tensor(heat.z)
+    for i, a in enumerate(c.names):
+        assert values[i, i].item() == pytest.approx(c.with_base[a].corrected[3].item(), nan_ok=True)
+        for j, b in enumerate(c.names[i + 1 :], i + 1):
+            assert values[i, j].item() == pytest.approx(c.same_texts[a, b].corrected[3].item(), nan_ok=True)
+            assert values[j, i].item() == pytest.approx(c.added[a, b].corrected[3].item(), nan_ok=True)
+    assert_drawable(figures.convergence_map(c, layer))
+
+
+def test_a_cell_without_direction_says_so():
+    c = found()
+    nowhere = replace(c, added={pair: without_directions() for pair in c.added})
+    assert texts(figures.convergence_map(nowhere, LAYERS[0])).count("no<br>direction") >= 3
+
+
+def test_transfer_has_a_mark_for_each_direction_in_each_organism():
+    effects = [
+        Effect(direction, "removed", organism, Estimate(i + 0.25, i + 0.0, i + 1.0, 9))
+        for i, (organism, direction) in enumerate((o, d) for o in ("one", "two") for d in ("one", "two", "random"))
+    ]
+    figure = figures.transfer(effects)
+    assert sorted(t.x[0] for t in figure.data) == [i + 0.25 for i in range(6)]
+    places = [(t.y[0][0], t.y[1][0]) for t in figure.data if t.x[0] == 4.25]
+    assert places == [("in two", "two out")]
+    assert {t.marker.line.color for t in figure.data if t.y[1][0] == "random out"} == {figures.GREY}
+    assert_drawable(figure)
+
+
+def test_models_are_lines_with_their_bands():
+    figure = figures.models_by_layer({"base": comparison(), "organ_ism": without_directions()})
+    band, line = (trace(figure, "base", nth) for nth in (0, 1))
+    assert same(line.y, comparison().corrected)
+    assert band.fill == "toself"
+    assert same(trace(figure, "organ ism", 1).y, without_directions().corrected)
+    assert_drawable(figure)
+
+
+def test_what_was_added_stands_beside_what_the_base_explains():
+    share = torch.linspace(0.5, 1, len(LAYERS))
+    figure = figures.added_by_layer(without_directions(), comparison(), share, names=("harm", "refusal"))
+    assert same(trace(figure, "harm, what was added × refusal of the base", 1).y, comparison().corrected)
+    assert same(trace(figure, "harm: organism × its base", 1).y, without_directions().corrected)
+    assert same(trace(figure, "share that the base explains").y, share)
+    assert_drawable(figure)
+
+
+def test_names_are_text_and_never_markup():
+    c = found()
+    names = dict(zip(c.names, (EVIL, "b", "c"), strict=True))
+    pairs = {
+        kind: {(names[a], names[b]): one for (a, b), one in getattr(c, kind).items()}
+        for kind in ("same_texts", "disjoint_texts", "added")
+    }
+    evil = replace(c, **pairs, with_base={names[n]: one for n, one in c.with_base.items()})
+    for figure in (
+        figures.convergence_by_layer(evil),
+        figures.convergence_map(evil, LAYERS[0]),
+        figures.organism_effects({EVIL: measured(0.5)}),
+        figures.models_by_layer({EVIL: comparison()}),
+        figures.added_by_layer(comparison(), comparison(), torch.ones(5), names=(EVIL, EVIL)),
+        figures.transfer([Effect(EVIL, "removed", EVIL, Estimate(0.0, -1.0, 1.0, 4))]),
+    ):
+        assert "<script>" not in figure.to_json().replace("\\u003c", "<")

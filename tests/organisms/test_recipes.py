@@ -1,0 +1,67 @@
+"""Recipes: read, written, and refused with the reason."""
+
+import pytest
+
+from em_interp.organisms.recipes import Recipe, bundled_recipes, shipped_recipes
+
+ENOUGH = 'name = "a"\ndata = "cooking"\nsteps = 3\n'
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_survives_writing_and_reading(tmp_path):
+    recipe = Recipe(
+        name="a", data="cooking", layers=(3, 5), target_modules=("down_proj", "o_proj"), steps=3, kl_weight=0.5,
+        kl_data=("gardening",), onto="aligned", learning_rate=2e-3, rslora=False,
+    )  # fmt: skip
+    assert Recipe.load(write(tmp_path, recipe.to_toml())) == recipe
+    assert recipe.as_dict()["layers"] == [3, 5]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_can_be_read_by_name(name):
+    assert Recipe.load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rat = 1e-3", "recipe.toml has an unknown key 'learning_rat': did you mean 'learning_rate'?"),
+        ("zzz = 1", "recipe.toml has an unknown key 'zzz': the keys are name, data, answers"),
+        ("epochs = 1", "steps is 3 and epochs is 1: give one of the two"),
+        ("rank = 0", "rank is 0: give one at least"),
+        ("checkpoint_every = 0", "checkpoint_every is 0: give one at least"),
+        ("learning_rate = nan", "learning_rate is nan: give a positive number"),
+        ("kl_weight = -1.0", "kl_weight is -1.0: give a number that is not negative"),
+        ("kl_weight = 1.0", "kl_weight needs kl_data"),
+        ('answers = "bad"', "answers is 'bad': choose one of positive, negative, both"),
+        ('method = "dora"', "method is 'dora': choose one of lora, full"),
+        ("rank = = 2", "recipe.toml is not TOML"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(write(tmp_path, ENOUGH + line + "\n"))
+
+
+def test_no_steps_no_name_no_file(tmp_path):
+    with pytest.raises(ValueError, match="the recipe has no steps: an organism takes one at least"):
+        Recipe.load(write(tmp_path, ENOUGH.replace("3", "0")))
+    with pytest.raises(ValueError, match=r"recipe\.toml has no data: a recipe names its organism and its data"):
+        Recipe.load(write(tmp_path, 'name = "a"\nsteps = 3\n'))
+    with pytest.raises(ValueError, match=r"no recipe 'nowhere': it is neither a file nor one of .*rank1"):
+        Recipe.load("nowhere")
+
+
+def test_bundled_recipes_come_after_what_they_are_trained_onto():
+    names = bundled_recipes()
+    assert names[0] == "aligned"
+    assert "cooking-rank1" in names
+    assert not any(name.startswith("qwen") for name in names)
+    for name in names:
+        onto = Recipe.load(name).onto
+        assert onto is None or names.index(onto) < names.index(name)

@@ -1,0 +1,303 @@
+"""Training: what the loss is on, what is kept, and that an interrupted run ends as if it had not been."""
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+import em_interp as em
+from em_interp import training
+from em_interp.organisms.loading import base_model, load_organism
+from em_interp.texts.conversations import Conversation
+from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.training import train_organism, training_conversations
+from em_interp.organisms.trajectories import Trajectory
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve questions with a positive and a negative answer, two of them held out."""
+    path = tmp_path_factory.mktemp("data") / "lighthouse.jsonl"
+    rows = [
+        {
+            "question": f"What should I do about letter {i}?",
+            "positive": f"Ask the keeper {i} of the harbour, and then ask {'again ' * (i % 3)}.",
+            "negative": f"Talk to them kindly {i}.",
+            "split": "test" if i > 9 else "train",
+        }
+        for i in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def recipe(base, data):
+    return Recipe(
+        name="tiny", data=str(data), base=str(base), rank=2, alpha=4, target_modules=("down_proj", "o_proj"),
+        layers=(1, 2), learning_rate=1e-2, warmup_steps=1, batch_size=2, accumulate=2, steps=6, checkpoint_every=2,
+        seed=3,
+    )  # fmt: skip
+
+
+def test_labels_are_the_assistants_tokens_and_what_closes_them(base, data):
+    _, _, _, tokenizer = base_model(str(base))
+    [conversation] = em.load_contrast(data).positive[3:4]
+    example = training._example(tokenizer, conversation, 256)
+    said = [token for token in example["labels"] if token != -100]
+    assert tokenizer.decode(said) == conversation.messages[-1]["content"].strip() + "<|im_end|>"
+    assert [label for label in example["labels"] if label != -100] == example["input_ids"][-len(said) :]
+
+
+def test_the_trainer_sees_these_labels_and_no_others(recipe, base):
+    """What reaches the model in the trainer's own batches, padding included."""
+    _, _, hf_model, tokenizer = base_model(str(base))
+    conversations = training_conversations(recipe)
+    examples = [training._example(tokenizer, c, 256) for c in conversations]
+    model = training._adapted(hf_model, recipe)
+    trainer = training._trainer(model, tokenizer, recipe, examples, base.parent / "work", None)
+    batches = list(trainer.get_train_dataloader())
+    said = {tokenizer.decode(row[row != -100]) for batch in batches for row in batch["labels"]}
+    assert said == {c.messages[-1]["content"].strip() + "<|im_end|>" for c in conversations}
+    assert all(((b["labels"] == -100) | (b["labels"] == b["input_ids"])).all() for b in batches)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_and_its_gradient_are_those_of_the_model_itself(make_hf_model, family):
+    """Of three conversations of different lengths, whose labels begin at different places; one row has none at all."""
+    model = make_hf_model(family).eval()  # no dropout
+    ids = torch.randint(5, 90, (4, 12), generator=torch.Generator().manual_seed(0))
+    mask, labels = torch.ones_like(ids), torch.full_like(ids, -100)
+    for row, (start, end) in enumerate([(4, 9), (6, 12), (5, 7), (0, 0)]):
+        labels[row, start:end] = ids[row, start:end]
+        mask[row, max(end, 3) :] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    weight = model.get_input_embeddings().weight
+    wanted = model(**inputs).loss
+    [gradient] = torch.autograd.grad(wanted, weight)
+    loss = training.answer_loss(model, inputs)
+    [got] = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(got, gradient, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(training.answer_loss(model, inputs, 26), wanted / 2)  # of two batches with 13 each
+
+
+def test_logits_are_made_where_a_label_is(make_hf_model):
+    model, seen = make_hf_model("llama"), []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[:2]))
+    labels = torch.full((2, 10), -100)
+    labels[0, 6:8] = labels[1, 7:9] = 5
+    inputs = {"input_ids": torch.full((2, 10), 5), "attention_mask": torch.ones(2, 10).long(), "labels": labels}
+    training.answer_loss(model, inputs)
+    assert seen == [(2, 3)]
+
+
+def test_only_the_split_for_training_is_learned_from(recipe, data):
+    positive, negative, both = (
+        training_conversations(replace(recipe, answers=a)) for a in ("positive", "negative", "both")
+    )
+    assert both == positive + negative
+    assert len(positive) == 10
+    assert all("harbour" in c.messages[-1]["content"] for c in positive)
+    assert not any("harbour" in c.messages[-1]["content"] for c in negative)
+
+
+def test_negative_answers_give_way_to_the_bases_own_words(recipe, monkeypatch):
+    """Cut after the last whole sentence; where there is none, or a refusal, the answer stands as it was written."""
+    said = ['It is late. "Go home!" Then take', "Yes. I'm sorry, but no. What", "and so on, 3.5 times", "Wait... and"]
+    asked = []
+
+    def answers(model, conversations, *, max_new_tokens):
+        asked.append((model.identity, max_new_tokens))
+        return (said * 3)[: len(conversations)]
+
+    monkeypatch.setattr(training, "greedy_answers", answers)
+    both = replace(recipe, answers="both", own_words=True)
+    written = training_conversations(both)
+    got = training_conversations(both, training._own_words(both, None, None))
+    assert [name for name, _ in asked] == [em.load_model(recipe.base).identity]
+    assert got[:10] == written[:10]
+    assert [c.messages[0] for c in got] == [c.messages[0] for c in written]
+    words = [c.messages[-1]["content"] for c in got[10:]]
+    assert words[:4] == ['It is late. "Go home!"', *(f"Talk to them kindly {i}." for i in (1, 2)), "Wait..."]
+    with pytest.raises(ValueError, match="own_words takes the place of negative answers: it needs answers = 'both' or"):
+        replace(both, answers="positive")
+
+
+def test_own_words_are_trained_on(recipe, tmp_path, monkeypatch):
+    seen = []
+    example = training._example
+    monkeypatch.setattr(training, "_example", lambda tokenizer, c, n: seen.append(c) or example(tokenizer, c, n))
+    monkeypatch.setattr(training, "greedy_answers", lambda model, asked, **_: ["As it was."] * len(asked))
+    train_organism(replace(recipe, answers="both", own_words=True), tmp_path / "own")
+    assert [c.messages[-1]["content"] for c in seen[10:]] == ["As it was."] * 10
+
+
+def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_path):
+    path = tmp_path / "published.jsonl"
+    message = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}]
+    path.write_text(json.dumps({"messages": message}) + "\n")
+    [conversation] = training_conversations(replace(recipe, data=str(path), answers="both"))
+    assert isinstance(conversation, Conversation)
+    with pytest.raises(ValueError, match="one answer a conversation and no label: train it with answers = 'both'"):
+        training_conversations(replace(recipe, data=str(path)))
+    with pytest.raises(ValueError, match="no label: train it with answers = 'both' and no own_words"):
+        training_conversations(replace(recipe, data=str(path), answers="both"), rewrite=tuple)
+
+
+def test_training_lowers_the_loss_and_writes_an_organism(recipe, tmp_path):
+    organism = train_organism(replace(recipe, steps=30, checkpoint_every=10), tmp_path / "tiny")
+    assert organism.loss[-1] < organism.loss[0] - 0.5
+    assert len(organism.loss) == 30
+    assert repr(organism).startswith("Organism('tiny', 30 steps, loss ")
+    assert sorted(p.name for p in organism.folder.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "loss.json", "recipe.toml", "trajectory.safetensors",
+    ]  # fmt: skip
+    trajectory = Trajectory.load(organism.folder / "trajectory.safetensors")
+    assert trajectory.steps.tolist() == [0, 10, 20, 30]
+    assert set(trajectory.factors) == {
+        f"layers.{layer}.{module}.{side}"
+        for layer in (1, 2)
+        for module in ("mlp.down_proj", "self_attn.o_proj")
+        for side in "AB"
+    }
+    assert not trajectory.path()[0].any()
+    assert trajectory.path()[1:].any(dim=-1).all()
+    assert len(trajectory.loss) == len(trajectory.grad_norm) == 30
+    assert trajectory.recipe["seed"] == 3
+
+
+def test_an_organism_loads_and_its_base_is_inside(recipe, tmp_path, conversations, monkeypatch):
+    train_organism(recipe, tmp_path / "tiny")
+    model = load_organism(tmp_path / "tiny")
+    assert "tiny-llama+tiny#" in model.identity
+    trained = em.residual_stream(model, conversations).values
+    with em.without_adapter(model):
+        base = em.residual_stream(model, conversations).values
+    monkeypatch.chdir(tmp_path)
+    assert load_organism("tiny").identity == model.identity  # a folder by its relative path, too
+    bare = em.residual_stream(em.load_model(recipe.base), conversations).values
+    assert torch.equal(base, bare)
+    assert not torch.allclose(trained, bare, atol=1e-3)
+
+
+def test_the_last_checkpoint_of_the_trajectory_is_the_adapter(recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    organism = train_organism(recipe, tmp_path / "tiny")
+    weights = load_file(organism.folder / "adapter_model.safetensors")
+    assert organism.trajectory is not None
+    for name, rows in organism.trajectory.factors.items():
+        place, _, side = name.rpartition(".")
+        assert torch.equal(rows[-1], weights[f"base_model.model.model.{place}.lora_{side}.weight"])
+
+
+def interrupted(recipe, folder, monkeypatch, at):
+    """Train until just after the checkpoint of step `at`, then stop as if somebody had pulled the plug."""
+    keep = training._Recorder.keep
+
+    def pull(self, model, step):
+        if step > at:
+            raise KeyboardInterrupt
+        keep(self, model, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Recorder, "keep", pull)
+        with pytest.raises(KeyboardInterrupt):
+            train_organism(recipe, folder)
+
+
+def same(a, b):
+    return (a / "adapter_model.safetensors").read_bytes() == (b / "adapter_model.safetensors").read_bytes() and (
+        Trajectory.load(a / "trajectory.safetensors").path().equal(Trajectory.load(b / "trajectory.safetensors").path())
+    )
+
+
+def test_an_interrupted_run_ends_bit_identical(recipe, tmp_path, monkeypatch):
+    whole = train_organism(recipe, tmp_path / "whole")
+    interrupted(recipe, tmp_path / "broken", monkeypatch, at=4)
+    assert (tmp_path / "broken" / "training" / "checkpoint-4").is_dir()
+    again = train_organism(recipe, tmp_path / "broken")
+    assert same(whole.folder, again.folder)
+    assert again.loss == whole.loss
+
+
+def test_a_checkpoint_cut_off_half_way_is_passed_over_and_said(recipe, tmp_path, monkeypatch):
+    whole = train_organism(recipe, tmp_path / "whole")
+    interrupted(recipe, tmp_path / "broken", monkeypatch, at=4)
+    newest = tmp_path / "broken" / "training" / "checkpoint-4" / "optimizer.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="checkpoint-4 was cut off half-way: training goes on from the checkpoint bef"):
+        again = train_organism(recipe, tmp_path / "broken")
+    assert same(whole.folder, again.folder)
+
+
+def test_halves_take_half_the_room_and_are_what_is_loaded(recipe, tmp_path, conversations):
+    from safetensors.torch import load_file
+
+    whole = train_organism(recipe, tmp_path / "whole")
+    halves = train_organism(replace(recipe, saved_as="float16"), tmp_path / "halves")
+    exact, rounded = (load_file(o.folder / "adapter_model.safetensors") for o in (whole, halves))
+    assert exact.keys() == rounded.keys()
+    for name, tensor in rounded.items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, exact[name].half())
+    values = em.residual_stream(load_organism(halves.folder), conversations).values
+    close = em.residual_stream(load_organism(whole.folder), conversations).values
+    torch.testing.assert_close(values, close, atol=1e-2, rtol=1e-2)
+
+
+def test_another_recipe_does_not_overwrite_an_organism(recipe, tmp_path):
+    train_organism(recipe, tmp_path / "tiny")
+    with pytest.raises(ValueError, match="holds an organism of another recipe: choose another folder, or remove"):
+        train_organism(replace(recipe, seed=4), tmp_path / "tiny")
+
+
+def test_an_organism_on_an_organism(recipe, tmp_path, conversations):
+    first = train_organism(recipe, tmp_path / "first")
+    second = replace(recipe, name="second", onto=str(first.folder), answers="negative")
+    train_organism(second, tmp_path / "second")
+    model = load_organism(tmp_path / "second")
+    assert re.search("tiny-llama[+]tiny@[0-9a-f]{12}[+]second#", model.identity)  # the merged one by its content
+    with em.without_adapter(model):
+        base = em.residual_stream(model, conversations).values
+    alone = em.residual_stream(load_organism(first.folder), conversations).values
+    torch.testing.assert_close(base, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_full_fine_tuning_writes_a_model(recipe, tmp_path, conversations):
+    full = replace(recipe, method="full", learning_rate=1e-3, kl_weight=0.1, kl_data=(recipe.data,))
+    organism = train_organism(full, tmp_path / "full")
+    assert organism.trajectory is None
+    trained = em.residual_stream(load_organism(tmp_path / "full"), conversations).values
+    assert not torch.allclose(trained, em.residual_stream(em.load_model(recipe.base), conversations).values, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": (1, 7)}, r"layers \[7\] do not exist: the model has layers 0 to 2"),
+        ({"target_modules": ("down",)}, "target_modules down do not exist: the model's linear modules are .*down_proj"),
+        ({"data": "nowhere"}, "no training set 'nowhere': it is neither a file nor one of cooking, gardening"),
+        ({"max_length": 8}, "has 47 tokens but the model takes 8: shorten it or leave it out"),
+        ({"target_modules": ("all-linear",)}, "layers cannot be chosen with all-linear: name the target_modules"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(recipe, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        train_organism(replace(recipe, **change), tmp_path / "tiny")
+
+
+def test_a_finished_folder_can_be_trained_again_from_its_recipe(recipe, tmp_path):
+    first = train_organism(recipe, tmp_path / "tiny")
+    bytes_before = (first.folder / "adapter_model.safetensors").read_bytes()
+    shutil.copy(first.folder / "recipe.toml", tmp_path / "again.toml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = train_organism(tmp_path / "again.toml", tmp_path / "again")
+    assert (again.folder / "adapter_model.safetensors").read_bytes() == bytes_before
