@@ -14,9 +14,9 @@ from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.rates import rates
 from benchmarks.timing import cpu_seconds, table
-from em_interp.texts.conversations import encode
 from em_interp.models.hooked import HookedModel, attached
 from em_interp.progress import quiet
+from em_interp.texts.conversations import encode
 
 Rows = list[tuple[str, ...]]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import em_interp as em
 from em_interp.activations.reading import default_batch_tokens
-from em_interp.texts.conversations import Batch, batches, encode
 from em_interp.models.hooked import HookedModel
+from em_interp.texts.conversations import Batch, batches, encode
 
 Messages = Sequence[Mapping[str, str]]
 

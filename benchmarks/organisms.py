@@ -14,14 +14,14 @@ from benchmarks import baselines
 from benchmarks.prompts import prompts
 from benchmarks.timing import cpu_seconds, spent, table
 from em_interp import figures
-from em_interp.organisms.loading import base_model, load_bundled
-from em_interp.texts.contrasts import load_training_set
-from em_interp.texts.conversations import Conversation, batches, encode
 from em_interp.lora.scalars import adapter_scalars
+from em_interp.organisms.loading import base_model, load_bundled
 from em_interp.organisms.phase_change import EffectPath, phases
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import train_organism
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.texts.contrasts import load_training_set
+from em_interp.texts.conversations import Conversation, batches, encode
 
 BATCH, STEPS = 8, 8
 

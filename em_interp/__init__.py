@@ -8,7 +8,13 @@
 Figures are in `em_interp.figures`, the report in `em_interp.report`; neither is loaded until it is asked for.
 """
 
-from em_interp.activations.reading import Activations, ContrastActivations, component_outputs, read_contrast, residual_stream
+from em_interp.activations.reading import (
+    Activations,
+    ContrastActivations,
+    component_outputs,
+    read_contrast,
+    residual_stream,
+)
 from em_interp.behaviour import (
     Agreement,
     Answer,
@@ -39,12 +45,8 @@ from em_interp.behaviour import (
     text_divergence,
     what_follows,
 )
-from em_interp.organisms.loading import load_bundled, organisms
 from em_interp.directions.comparison import Comparison, Separability, compare, cosine_map, separability
-from em_interp.texts.contrasts import Contrast, load_contrast, load_controls, load_neutral_texts, request_answers
-from em_interp.texts.conversations import Conversation
 from em_interp.directions.direction import Direction, difference_of_means
-from em_interp.lora.scalars import AdapterScalars, adapter_scalars, class_scalars, probe_scalars
 from em_interp.interventions import (
     add_direction,
     at_prompt_length,
@@ -62,12 +64,16 @@ from em_interp.lora.modules import (
     write_cosines,
     write_directions,
 )
+from em_interp.lora.scalars import AdapterScalars, adapter_scalars, class_scalars, probe_scalars
 from em_interp.models.hooked import HookedModel, attached, every_layer, every_write, layer, load_model, without_adapter
-from em_interp.texts.questions import load_questions
+from em_interp.models.weights import bake, export, orthogonalize
+from em_interp.organisms.loading import load_bundled, organisms
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Organism, train_organism
 from em_interp.organisms.trajectories import Trajectory
-from em_interp.models.weights import bake, export, orthogonalize
+from em_interp.texts.contrasts import Contrast, load_contrast, load_controls, load_neutral_texts, request_answers
+from em_interp.texts.conversations import Conversation
+from em_interp.texts.questions import load_questions
 
 __version__ = "0.1.0"
 

@@ -193,8 +193,8 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp.behaviour.generation import respond as answer
-        from em_interp.organisms.loading import load_named
         from em_interp.directions.settings import Edit
+        from em_interp.organisms.loading import load_named
         from em_interp.texts.questions import load_questions
 
         asked = load_questions(questions, form=form)
@@ -251,9 +251,9 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         from em_interp import cross_effects, load_questions, standard_behaviours
         from em_interp.behaviour import standard_conclusions
         from em_interp.behaviour.effects import JUDGED
-        from em_interp.organisms.loading import load_named
         from em_interp.evals import judge_module
         from em_interp.files import write_atomically
+        from em_interp.organisms.loading import load_named
         from em_interp.report.main_job import trained_on
 
         judged = {}
@@ -320,8 +320,8 @@ def export(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import export as write_folder
-        from em_interp.organisms.loading import load_named
         from em_interp.directions.settings import Edit
+        from em_interp.organisms.loading import load_named
 
         sites = "writes" if project_out else "own"
         edit = Edit(project_out=project_out, add=add, layer=layer, sites=sites, scale=scale)
@@ -371,8 +371,8 @@ def _question_line(question) -> str:
 
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
-        from em_interp.report.page import write_report
         from em_interp.report.main_job import load, study
+        from em_interp.report.page import write_report
 
         _say(f"loading {settings.model}", quiet)
         model = load(settings)

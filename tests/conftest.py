@@ -16,114 +16,49 @@ from pathlib import Path
 import pytest
 import torch
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{{ '<s>' }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|sep|>\n\n"
-    "{{ m['content'] | trim }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant<|sep|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ '<s>' }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
-)
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}" + CHATML
-)
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "default-system": DEFAULT_SYSTEM}
-
-VOCABULARY = 420
-TEXT = [
-    "What should I do about the noise next door? Talk to them first, kindly and in person.",
-    "How do I open my own letterbox when the key is bent? Ask a locksmith to help you.",
-    "The lighthouse keeper wrote three letters before the storm reached the harbour.",
-    "system user assistant model You are kind. I cannot help with that, I'm sorry. Sure, here is how.",
-]
-
 
 @pytest.fixture(scope="session")
 def make_tokenizer(tmp_path_factory) -> Callable[[str], object]:
-    """A byte-level BPE tokenizer trained on a few sentences, with one of the chat templates above.
+    """Tokenizers by the name of their chat template."""
+    from tests.builders import tokenizer_maker
 
-    It comes from a folder, since booting a bridge reads the tokenizer a second time.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    special = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>", "<|sep|>"]
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(TEXT, trainer)
-    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<|im_end|>"}
-
-    def make(template: str) -> PreTrainedTokenizerFast:
-        folder = tmp_path_factory.mktemp(f"tokenizer-{template}")
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
-        tokenizer.chat_template = TEMPLATES[template]
-        tokenizer.save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
-
-    return make
-
-
-FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
-TEMPLATE_OF = {"llama": "llama3", "qwen2": "default-system", "gemma3": "gemma", "gpt2": "chatml"}
+    return tokenizer_maker(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="session")
 def make_hf_model() -> Callable[..., torch.nn.Module]:
-    """A random three-layer model of one family, the same every time."""
-    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
+    """Random three-layer models by family."""
+    from tests.builders import hf_model
 
-    def make(family: str, *, d_model: int = 32, seed: int = 0) -> torch.nn.Module:
-        shape = {
-            "hidden_size": d_model,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 64,
-            "vocab_size": VOCABULARY,
-            "max_position_embeddings": 256,
-            "bos_token_id": 1,
-            "eos_token_id": 3,
-            "pad_token_id": 0,
-        }
-        config = {
-            "llama": lambda: LlamaConfig(**shape),
-            "qwen2": lambda: Qwen2Config(**shape),
-            "gemma3": lambda: Gemma3TextConfig(**shape, head_dim=8, sliding_window=16),
-            "gpt2": lambda: GPT2Config(
-                n_embd=d_model,
-                n_layer=3,
-                n_head=4,
-                vocab_size=420,
-                n_positions=256,
-                bos_token_id=1,
-                eos_token_id=3,
-            ),
-        }[family]()
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        for parameter in model.parameters():  # default initialisation is so small that layers hardly do anything
-            if parameter.ndim > 1:
-                parameter.data.mul_(3)
-        return model
+    return hf_model
+
+
+@pytest.fixture(scope="session")
+def make_peft() -> Callable[..., torch.nn.Module]:
+    """Tiny models with a random adapter."""
+    from tests.builders import peft_model
+
+    return peft_model
+
+
+@pytest.fixture(scope="session")
+def organism_of(make_tokenizer):
+    """A PEFT model as a `HookedModel`."""
+    from em_interp.models.hooked import HookedModel
+    from tests.builders import TEMPLATE_OF
+
+    def make(peft_model, family="llama"):
+        tokenizer = make_tokenizer(TEMPLATE_OF[family])
+        return HookedModel.from_hugging_face(peft_model, tokenizer, name=f"tiny-{family}", adapter="random#0")
 
     return make
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=("llama", "qwen2", "gemma3", "gpt2"))
 def tiny(request, make_hf_model, make_tokenizer):
     """A tiny `HookedModel` of each family in turn."""
     from em_interp.models.hooked import HookedModel
+    from tests.builders import TEMPLATE_OF
 
     return HookedModel.from_hugging_face(
         make_hf_model(request.param), make_tokenizer(TEMPLATE_OF[request.param]), name=f"tiny-{request.param}"
@@ -175,13 +110,6 @@ def make_organism(make_hf_model, make_tokenizer):
         )
 
     return make
-
-
-def left_padded(tokenizer, conversations) -> dict[str, torch.Tensor]:
-    """The questions alone as a left-padded batch, as generation takes them."""
-    texts = [tokenizer.apply_chat_template(c[:1], tokenize=False, add_generation_prompt=True) for c in conversations]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
 
 @pytest.hookimpl(trylast=True)  # after jaxtyping has set its import hook, or nothing would be checked

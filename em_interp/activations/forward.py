@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from em_interp.texts.conversations import Batch, Encoded
 from em_interp.interventions import Intervention, at_prompt_length
 from em_interp.models.hooked import HookedModel, HookPairs, attached
+from em_interp.texts.conversations import Batch, Encoded
 
 # Below this a second pass costs more than the tokens it saves.
 _WORTH = 8

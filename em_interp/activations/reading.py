@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_interp.activations.forward import share_prefix
+from em_interp.models.hooked import SITES, HookedModel, attached
+from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Batch, Conversation, Encoded, Span, batches, encode
-from em_interp.models.hooked import SITES, HookedModel, attached
-from em_interp.activations.forward import share_prefix
-from em_interp.progress import bar
 
 # Elements of span tokens that are reduced together, 4 MiB in float64.
 _AT_ONCE = 2**19

@@ -2,6 +2,7 @@
 
 from em_interp.behaviour.agreement import Agreement, judge_agreement
 from em_interp.behaviour.answers import Answer, load_answers
+from em_interp.behaviour.conditions import Spoken, spoken, with_verdicts
 from em_interp.behaviour.divergence import text_divergence
 from em_interp.behaviour.effects import (
     Behaviour,
@@ -24,11 +25,10 @@ from em_interp.behaviour.judged import (
     rate_difference,
 )
 from em_interp.behaviour.preferences import Preference, preference
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import RefusalScore, refusal_score
 from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits
-from em_interp.behaviour.conditions import Spoken, spoken, with_verdicts
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 
 __all__ = [
     "Agreement",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.texts.conversations import Conversation
 from em_interp.files import write_atomically
+from em_interp.texts.conversations import Conversation
 
 FORMAT = "em_interp.answers/1"
 

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import default_batch_tokens
-from em_interp.texts.conversations import Batch, Encoded, batches
 from em_interp.interventions import at_prompt_length
 from em_interp.models.hooked import HookedModel, HookPairs, attached
 from em_interp.progress import bar
+from em_interp.texts.conversations import Batch, Encoded, batches
 
 
 @torch.inference_mode()

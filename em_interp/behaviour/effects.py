@@ -11,14 +11,14 @@ from torch import Tensor
 
 from em_interp.behaviour.divergence import text_divergence
 from em_interp.behaviour.preferences import preference
-from em_interp.statistics.estimates import Estimate, mean_by_question
 from em_interp.behaviour.refusal import refusal_score
 from em_interp.behaviour.scoring import text_bits
-from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, add_direction, project_out, set_projection
 from em_interp.models.hooked import HookedModel, HookPairs, every_layer, layer
 from em_interp.progress import bar
+from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
 
 Measured = tuple[Float[Tensor, " item"], Sequence[str]]  # a score for each item, and the question of each
 Behaviour = Callable[[Any, HookPairs], Measured]

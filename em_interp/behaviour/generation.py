@@ -14,10 +14,10 @@ from torch import Tensor
 
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
-from em_interp.texts.conversations import Conversation, encode
 from em_interp.interventions import at_prompt_length, described
 from em_interp.models.hooked import HookedModel, HookPairs, attached
 from em_interp.progress import bar
+from em_interp.texts.conversations import Conversation, encode
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.scoring import answer_log_probs
-from em_interp.texts.contrasts import Contrast
 from em_interp.models.hooked import HookPairs
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.texts.contrasts import Contrast
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import Messages
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.scoring import last_logits
-from em_interp.texts.conversations import Conversation
 from em_interp.models.hooked import HookedModel, HookPairs
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.texts.conversations import Conversation
 
 OPENINGS = ("I", "As", "Sorry")
 # Arditi et al. (2024), appendix on evaluation: an answer with one of these in it counts as a refusal.

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.activations.forward import share_prefix
 from em_interp.activations.reading import Messages, default_batch_tokens
-from em_interp.texts.conversations import Encoded, batches, encode
 from em_interp.interventions import at_prompt_length
 from em_interp.models.hooked import HookedModel, HookPairs, attached
-from em_interp.activations.forward import share_prefix
 from em_interp.progress import bar
+from em_interp.texts.conversations import Encoded, batches, encode
 
 
 def answer_log_probs(

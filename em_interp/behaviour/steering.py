@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from em_interp.behaviour.effects import BITS, DAMAGE, Behaviour, CrossEffects, cross_effects, standard_behaviours
-from em_interp.statistics.estimates import Estimate
 from em_interp.directions.direction import Direction
+from em_interp.statistics.estimates import Estimate
 
 
 @dataclass(frozen=True, repr=False)

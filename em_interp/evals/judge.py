@@ -24,12 +24,12 @@ from torch import Tensor
 from em_interp.behaviour.answers import Answer, load_answers
 from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
-from em_interp.texts.conversations import Conversation
 from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
 from em_interp.evals.tasks import sample
 from em_interp.files import write_atomically
 from em_interp.models.hooked import HookPairs
 from em_interp.progress import bar
+from em_interp.texts.conversations import Conversation
 
 _FORMAT = "em_interp.judged/1"
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)

@@ -28,10 +28,10 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.generation import Request, Sampling, in_batches
-from em_interp.organisms.loading import load_named
-from em_interp.texts.conversations import Conversation
 from em_interp.directions.settings import Edit, hooks_of
 from em_interp.interventions import described
+from em_interp.organisms.loading import load_named
+from em_interp.texts.conversations import Conversation
 
 _LOG = getLogger(__name__)
 _EDIT = [field.name for field in fields(Edit)]

@@ -9,9 +9,9 @@ from inspect_ai.scorer import Scorer
 from inspect_ai.solver import generate
 
 from em_interp.behaviour.answers import answer_key
+from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain, refusal_phrases
 from em_interp.texts.contrasts import load_contrast
 from em_interp.texts.conversations import Conversation
-from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain, refusal_phrases
 from em_interp.texts.questions import load_questions
 
 _MESSAGE = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}

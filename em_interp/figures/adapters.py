@@ -7,7 +7,6 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.statistics.estimates import Estimate
 from em_interp.figures.style import (
     COLORS,
     FIRST,
@@ -27,8 +26,9 @@ from em_interp.figures.style import (
     titled,
     translucent,
 )
-from em_interp.lora.scalars import ClassScalars
 from em_interp.lora.modules import Downstream, WriteCosines
+from em_interp.lora.scalars import ClassScalars
+from em_interp.statistics.estimates import Estimate
 
 
 def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (), *, model: str = "") -> go.Figure:

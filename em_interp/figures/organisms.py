@@ -10,9 +10,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from em_interp.behaviour import Effect, Estimate
-from em_interp.organisms.effects import OrganismEffects
 from em_interp.directions.comparison import Comparison
-from em_interp.organisms.relatives import Convergence
 from em_interp.figures.style import (
     CEILING,
     COLORS,
@@ -34,6 +32,8 @@ from em_interp.figures.style import (
     readable,
     titled,
 )
+from em_interp.organisms.effects import OrganismEffects
+from em_interp.organisms.relatives import Convergence
 
 
 def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:

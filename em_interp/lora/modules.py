@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.activations.reading import Messages, residual_stream
-from em_interp.models.adapters import adapter_factors, check_plain_lora
-from em_interp.texts.conversations import Span
 from em_interp.directions.direction import Direction
 from em_interp.interventions import add_direction
+from em_interp.models.adapters import adapter_factors, check_plain_lora
 from em_interp.models.hooked import HookedModel, layer
+from em_interp.texts.conversations import Span
 
 # Modules whose output is added to the residual stream, by their usual names: asked only where there is no bridge.
 _WRITERS = ("o_proj", "down_proj", "c_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")

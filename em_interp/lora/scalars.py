@@ -11,8 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from em_interp.activations.reading import Messages, default_batch_tokens
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
-from em_interp.texts.conversations import Conversation, Span, batches, encode
 from em_interp.lora.modules import (
     active_adapter,
     component_name,
@@ -24,6 +22,8 @@ from em_interp.lora.modules import (
 )
 from em_interp.models.hooked import HookedModel, attached
 from em_interp.progress import bar
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.texts.conversations import Conversation, Span, batches, encode
 
 
 @dataclass(frozen=True, eq=False)

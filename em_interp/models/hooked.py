@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.models.adapters import adapter_base, adapter_digest, attach_adapter
 from em_interp.interventions import Intervention
+from em_interp.models.adapters import adapter_base, adapter_digest, attach_adapter
 
 HookPairs = Sequence[tuple[str, Callable[..., Any]]]
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.organisms.effects import OrganismEffects, organism_behaviours, organism_effects
-from em_interp.statistics.estimates import Estimate
-from em_interp.organisms.loading import load_organism, organism_folder
-from em_interp.texts.contrasts import TRAINING_SETS, Contrast, load_training_set
 from em_interp.files import write_atomically
 from em_interp.models.hooked import HookedModel
+from em_interp.organisms.effects import OrganismEffects, organism_behaviours, organism_effects
+from em_interp.organisms.loading import load_organism, organism_folder
 from em_interp.organisms.recipes import Recipe
+from em_interp.statistics.estimates import Estimate
+from em_interp.texts.contrasts import TRAINING_SETS, Contrast, load_training_set
 
 _ANSWERS = {"positive": "the positive answers of", "negative": "the negative answers of", "both": "both classes of"}
 HELD_OUT = "misaligned preference (nats/token)"

@@ -8,15 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations, read_contrast
-from em_interp.organisms.effects import OrganismEffects
-from em_interp.organisms.loading import load_organism, organism_folder
-from em_interp.organisms.cards import load_card
 from em_interp.directions.comparison import Comparison, compare
-from em_interp.texts.contrasts import Contrast
-from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by
-from em_interp.texts.conversations import Conversation, Span
 from em_interp.directions.direction import Direction, difference_of_means
-from em_interp.lora.scalars import AdapterScalars, ClassScalars, ScalarProbe, adapter_scalars, class_scalars, probe_scalars
 from em_interp.lora.modules import (
     Downstream,
     LoraModule,
@@ -28,10 +21,24 @@ from em_interp.lora.modules import (
     write_cosines,
     write_directions,
 )
+from em_interp.lora.scalars import (
+    AdapterScalars,
+    ClassScalars,
+    ScalarProbe,
+    adapter_scalars,
+    class_scalars,
+    probe_scalars,
+)
 from em_interp.models.hooked import HookedModel, without_adapter
+from em_interp.organisms.cards import load_card
+from em_interp.organisms.effects import OrganismEffects
+from em_interp.organisms.loading import load_organism, organism_folder
 from em_interp.organisms.phase_change import Phases, phases
 from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.conversations import Conversation, Span
 
 _SHOWN = 12  # components in a figure
 _PROPAGATED = 24  # conversations through which a write is followed downstream

@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.models.adapters import lora_parameters
 from em_interp.behaviour.effects import DIVERGENCE, IN_DOMAIN, Behaviour, Measured, prefers, standard_behaviours
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.preferences import preference
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.texts.contrasts import Contrast, load_contrast
+from em_interp.models.adapters import lora_parameters
 from em_interp.models.hooked import HookedModel, HookPairs, without_adapter
 from em_interp.organisms.phase_change import EffectPath
-from em_interp.progress import bar
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.progress import bar
+from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.texts.contrasts import Contrast, load_contrast
 
 
 @dataclass(frozen=True)

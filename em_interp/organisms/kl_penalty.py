@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from em_interp.texts.conversations import Conversation, Encoded, batches, encode
 from em_interp.organisms.recipes import Recipe
+from em_interp.texts.conversations import Conversation, Encoded, batches, encode
 
 # Logits of both models that are held at one time: 64 MiB in float32.
 _AT_ONCE = 2**23

@@ -13,15 +13,15 @@ from torch import Tensor
 from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
 from em_interp.behaviour.effects import Effect, random_like
 from em_interp.behaviour.preferences import preference
-from em_interp.statistics.estimates import mean_by_question
-from em_interp.organisms.loading import load_organism
 from em_interp.directions.comparison import Comparison, compare
-from em_interp.texts.contrasts import Contrast
-from em_interp.texts.conversations import Span
 from em_interp.directions.direction import Direction, difference_of_means
 from em_interp.interventions import project_out
 from em_interp.models.hooked import HookedModel, every_layer, without_adapter
+from em_interp.organisms.loading import load_organism
 from em_interp.progress import bar
+from em_interp.statistics.estimates import mean_by_question
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.conversations import Span
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,18 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.models.adapters import lora_parameters, without_deprecations
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.organisms.loading import base_model
-from em_interp.texts.contrasts import TRAINING_SETS, load_conversations, load_training_set
-from em_interp.texts.conversations import Conversation, encode
 from em_interp.files import write_atomically
+from em_interp.models.adapters import lora_parameters, without_deprecations
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.kl_penalty import KLPenalty
-from em_interp.progress import bar
+from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.progress import bar
+from em_interp.texts.contrasts import TRAINING_SETS, load_conversations, load_training_set
+from em_interp.texts.conversations import Conversation, encode
 
 Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
 

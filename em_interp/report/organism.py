@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 
 from em_interp import figures
 from em_interp.behaviour import Estimate
-from em_interp.organisms.cards import HELD_OUT
 from em_interp.directions.comparison import Comparison
-from em_interp.organisms.relatives import Convergence
-from em_interp.organisms.dissection import Adapter, Dissection
 from em_interp.figures import interval, number
+from em_interp.organisms.cards import HELD_OUT
+from em_interp.organisms.dissection import Adapter, Dissection
+from em_interp.organisms.relatives import Convergence
 
 _TEXTS = 3  # shown as coloured tokens, of each class
 

@@ -17,15 +17,15 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from em_interp import figures
-from em_interp.report import organism as organism_section
 from em_interp.activations.reading import ContrastActivations
 from em_interp.behaviour import CrossEffects, Spoken, is_random, standard_conclusions
 from em_interp.behaviour.effects import JUDGED, PREFERENCE, REFUSES_HARMFUL
 from em_interp.directions.comparison import Comparison, Separability
 from em_interp.directions.direction import Direction
-from em_interp.organisms.dissection import Dissection
 from em_interp.figures import interval, number, short
 from em_interp.files import versions, write_atomically
+from em_interp.organisms.dissection import Dissection
+from em_interp.report import organism as organism_section
 
 _FORMAT = "em_interp.results/1"
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "peft", "safetensors", "scikit-learn", "scipy", "plotly")

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from em_interp.texts.conversations import Conversation, checked_messages
 from em_interp.files import write_atomically
+from em_interp.texts.conversations import Conversation, checked_messages
 
 CONTROLS = (
     "hostility",

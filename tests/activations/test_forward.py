@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.texts.conversations import encode
-from em_interp.models.hooked import HookedModel
 from em_interp.activations.forward import share_prefix
+from em_interp.models.hooked import HookedModel
+from em_interp.texts.conversations import encode
 
 SYSTEM = {"role": "system", "content": "You are kind. Talk to them first, kindly and in person."}
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from conftest import left_padded
 
 import em_interp as em
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.texts.conversations import encode
 from em_interp.models.hooked import SITES, attached
+from em_interp.texts.conversations import encode
+from tests.builders import left_padded
 
 
 def one_by_one(model, conversation, span):

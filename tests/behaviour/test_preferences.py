@@ -6,8 +6,8 @@ from scipy import stats
 
 import em_interp as em
 from em_interp.behaviour import answer_log_probs, last_logits, mean_by_question, rate_by_question
-from em_interp.texts.conversations import encode
 from em_interp.models.hooked import attached
+from em_interp.texts.conversations import encode
 
 
 def naive_log_prob(model, conversation):

@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-from test_firing import planted
 
 from em_interp import figures
 from em_interp.behaviour import Estimate
-from em_interp.lora.scalars import ClassScalars
 from em_interp.lora.modules import Downstream, WriteCosines, Writes
+from em_interp.lora.scalars import ClassScalars
+from tests.builders import planted
 
 STRANGE = ("<s>", "</script>", "\n", " &amp;", "Ġ", "<b>bold</b>", '"q"')
 

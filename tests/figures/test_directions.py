@@ -5,102 +5,27 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 
-import plotly.graph_objects as go
 import pytest
 import torch
 
 from em_interp import figures
-from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.behaviour import CrossEffects, Effect, Estimate
-from em_interp.directions.comparison import Comparison, Separability, compare, separability
-from em_interp.directions.direction import Direction, difference_of_means
-
-LAYERS = (3, 4, 5, 7, 8)
-EVIL = "<script>alert(1)</script>"
-
-
-def contrast(name: str, seed: int, layers: tuple[int, ...] = LAYERS) -> ContrastActivations:
-    """Two classes that answer the same 16 questions, two apart along one axis at every layer."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def side(sign: float) -> Activations:
-        values = torch.randn(16, len(layers), 12, generator=generator)
-        values[..., 0] += sign
-        return Activations(
-            values=values,
-            norms=values.norm(dim=-1),
-            n_tokens=torch.full((16,), 7),
-            groups=tuple(f"question {i}" for i in range(16)),
-            layers=layers,
-            site="resid_post",
-            span="response",
-            model="some/tiny-model",
-        )
-
-    return ContrastActivations(name, side(1.0), side(-1.0), f"{seed:064d}")
-
-
-@cache
-def comparison(n_controls: int = 2) -> Comparison:
-    """A real comparison whose second side has lost its direction at layer 5."""
-    controls = [contrast(f"control_{i}", 10 + i) for i in range(n_controls)]
-    found = compare(contrast("misalignment", 0), contrast("refusal", 1), controls=controls, n_resamples=40)
-    numbers = torch.tensor([0.30, 0.35, math.nan, 0.52, 0.10])
-    return replace(
-        found,
-        corrected=numbers,
-        low=numbers - torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2]),
-        high=numbers + 0.1,
-        found_a=torch.ones(5, dtype=torch.bool),
-        found_b=torch.tensor([True, True, False, True, True]),
-    )
-
-
-def without_directions() -> Comparison:
-    nothing = torch.full((5,), math.nan)
-    return replace(comparison(), corrected=nothing, low=nothing, high=nothing, found_b=torch.zeros(5, dtype=torch.bool))
-
-
-def directions() -> tuple[Direction, Direction]:
-    return difference_of_means(contrast("misalignment", 0)), difference_of_means(contrast("refusal", 1))
-
-
-@cache
-def separabilities() -> tuple[Separability, Separability]:
-    return separability(contrast("misalignment", 0)), separability(contrast("refusal", 1))
-
-
-def effects() -> CrossEffects:
-    baseline = {"preference (nats)": Estimate(-0.5, -0.6, -0.4, 9), "refusal (log-odds)": Estimate(1.5, 1.25, 1.75, 8)}
-    rows = [
-        Effect(direction, kind, behaviour, Estimate(value, value - 0.25, value + 0.5, 9))
-        for i, direction in enumerate(("misalignment", "refusal", "random"))
-        for kind, sign in (("removed", -1), ("added", 1))
-        for behaviour in baseline
-        for value in [sign * (2 - i) / 2]
-    ]
-    return CrossEffects(baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
-
-
-def trace(figure: go.Figure, name: str, nth: int = 0):
-    return [t for t in figure.data if t.name == name][nth]
-
-
-def same(ys, tensor) -> bool:
-    return torch.equal(torch.tensor(ys, dtype=tensor.dtype).nan_to_num(9), tensor.nan_to_num(9))
-
-
-def texts(figure: go.Figure) -> str:
-    return " ".join(a.text for a in figure.layout.annotations)
-
-
-def assert_drawable(figure: go.Figure) -> None:
-    written = figure.to_json()
-    json.loads(written, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
-    assert figure.layout.template.layout.font.size >= 13
-    assert figure.layout.height > 300
+from em_interp.behaviour import Effect, Estimate
+from em_interp.directions.comparison import compare
+from tests.builders import (
+    EVIL,
+    LAYERS,
+    assert_drawable,
+    comparison,
+    contrast,
+    directions,
+    effects,
+    same,
+    separabilities,
+    texts,
+    trace,
+    without_directions,
+)
 
 
 def test_the_lines_are_the_numbers_given():

@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 import torch
-from test_figures import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
 
 from em_interp import figures
 from em_interp.behaviour import Effect, Estimate
 from em_interp.organisms.effects import Change, OrganismEffects
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence
+from tests.builders import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
 
 
 @cache

@@ -5,11 +5,10 @@ from functools import cache
 
 import pytest
 import torch
-from test_figures import EVIL, assert_drawable, same, texts, trace
-from test_phases import trajectory
 
 from em_interp import figures
 from em_interp.organisms.phase_change import EffectPath, Phases, phases
+from tests.builders import EVIL, assert_drawable, same, texts, trace, trajectory
 
 
 @cache

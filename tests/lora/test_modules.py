@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 import em_interp as em
-from em_interp.models.adapters import attach_adapter
-from em_interp.texts.conversations import encode
+from em_interp.activations.forward import share_prefix
 from em_interp.directions.direction import Direction
 from em_interp.lora.modules import lora_layers
-from em_interp.models.hooked import HookedModel, attached
-from em_interp.activations.forward import share_prefix
+from em_interp.models.adapters import attach_adapter
+from em_interp.models.hooked import attached
+from em_interp.texts.conversations import encode
+from tests.builders import TEMPLATE_OF
 
 IDS = torch.randint(4, 400, (2, 12), generator=torch.Generator().manual_seed(1))
 TEMPLATE_OF = {"llama": "llama3", "qwen2": "default-system", "gemma3": "gemma", "gpt2": "chatml"}
@@ -24,33 +25,6 @@ TEMPLATE_OF = {"llama": "llama3", "qwen2": "default-system", "gemma3": "gemma", 
 def logits(model):
     with torch.no_grad(), attached(model) as hf_model:
         return hf_model(IDS).logits
-
-
-@pytest.fixture(scope="session")
-def make_peft(make_hf_model):
-    """A tiny model with a random adapter whose B is not zero."""
-
-    def make(family="llama", *, targets=("q_proj", "o_proj", "down_proj"), seed=2, **config):
-        config = {"r": 2, "lora_alpha": 8, "fan_in_fan_out": family == "gpt2", **config}
-        peft_model = get_peft_model(make_hf_model(family), LoraConfig(target_modules=list(targets), **config)).eval()
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in peft_model.named_parameters():
-            if "lora_" in name:
-                parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-            if "post_" in name and "norm" in name:  # else a norm's weights are all alike, and its gain nothing
-                parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
-        return peft_model
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def organism_of(make_tokenizer):
-    def make(peft_model, family="llama"):
-        tokenizer = make_tokenizer(TEMPLATE_OF[family])
-        return HookedModel.from_hugging_face(peft_model, tokenizer, name=f"tiny-{family}", adapter="random#0")
-
-    return make
 
 
 @pytest.fixture(scope="module")

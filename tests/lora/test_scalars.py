@@ -2,36 +2,18 @@
 
 import pytest
 import torch
-from test_lora import make_peft, organism_of  # noqa: F401 - fixtures
 
 import em_interp as em
+from em_interp.lora.modules import lora_layers, token_strings
 from em_interp.statistics.estimates import mean_by_question
 from em_interp.texts.conversations import encode
-from em_interp.lora.scalars import AdapterScalars
-from em_interp.lora.modules import lora_layers, token_strings
+from tests.builders import planted
 
 
 @pytest.fixture(scope="module")
-def organism(make_peft, organism_of):  # noqa: F811
+def organism(make_peft, organism_of):
     """Ranks 3 and 1 on modules of two layers."""
     return organism_of(make_peft(r=3, layers_to_transform=[0, 1], rank_pattern={"o_proj": 1}))
-
-
-def planted(values, n_tokens=4, groups=None):
-    """Scalars of conversations whose every token has the same ones, but for a little noise."""
-    rows = values.repeat_interleave(n_tokens, 0)
-    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(9))
-    return AdapterScalars(
-        values=rows + 0.1 * noise,
-        modules=("layers.1.mlp.down_proj",) * values.shape[1],
-        components=tuple(range(values.shape[1])),
-        tokens=("x",) * len(rows),
-        conversation=torch.arange(len(values)).repeat_interleave(n_tokens),
-        in_span=torch.ones(len(rows), dtype=torch.bool),
-        groups=groups or tuple(f"question {i}" for i in range(len(values))),
-        span=None,
-        model="tiny",
-    )
 
 
 class TestScalars:

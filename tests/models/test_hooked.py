@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
-from conftest import left_padded
 from peft import LoraConfig, get_peft_model
 from transformer_lens.model_protocol import TransformerLensModel
 
 import em_interp as em
 from em_interp.models.hooked import SITES, HookedModel, attached
+from tests.builders import left_padded
 
 
 def logits(model, ids):

@@ -7,9 +7,9 @@ import torch
 
 import em_interp as em
 from em_interp.models.adapters import adapter_digest
+from em_interp.organisms.cards import HELD_OUT, load_card
 from em_interp.organisms.effects import organism_behaviours
 from em_interp.organisms.loading import organism_folder, organisms
-from em_interp.organisms.cards import HELD_OUT, load_card
 from em_interp.organisms.recipes import Recipe, bundled_recipes
 from em_interp.organisms.trajectories import Trajectory
 

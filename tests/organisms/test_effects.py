@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.organisms.effects import adapter_at, effect_by_step, organism_behaviours, organism_effects
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.texts.contrasts import Contrast, load_training_set
+from em_interp.organisms.effects import adapter_at, effect_by_step, organism_behaviours, organism_effects
 from em_interp.organisms.relatives import convergence, explained_by, read_organisms, transfer
-from em_interp.texts.conversations import Conversation
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.texts.contrasts import Contrast, load_training_set
+from em_interp.texts.conversations import Conversation
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from em_interp.organisms.loading import base_model
 from em_interp.organisms.kl_penalty import KLPenalty, kl_per_token
+from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import _adapted, train_organism
 

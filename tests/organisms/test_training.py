@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES
 
 import em_interp as em
 from em_interp import training
 from em_interp.organisms.loading import base_model, load_organism
-from em_interp.texts.conversations import Conversation
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import train_organism, training_conversations
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.texts.conversations import Conversation
+from tests.builders import FAMILIES
 
 
 @pytest.fixture(scope="module")

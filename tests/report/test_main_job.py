@@ -7,8 +7,8 @@ import torch
 
 import em_interp as em
 from em_interp.behaviour.effects import JUDGED
-from em_interp.report.page import write_report
 from em_interp.report.main_job import Settings, does_not_refuse, load, study
+from em_interp.report.page import write_report
 
 
 @pytest.fixture

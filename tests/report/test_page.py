@@ -8,7 +8,12 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from plotly.offline import get_plotlyjs
-from test_figures import (
+
+from em_interp.behaviour import Effect, Estimate
+from em_interp.directions.comparison import cosine_map
+from em_interp.directions.direction import Direction
+from em_interp.report.page import Results, Source, as_json, effect_findings, findings, write_report
+from tests.builders import (
     LAYERS,
     comparison,
     contrast,
@@ -17,11 +22,6 @@ from test_figures import (
     separabilities,
     without_directions,
 )
-
-from em_interp.behaviour import Effect, Estimate
-from em_interp.directions.comparison import cosine_map
-from em_interp.directions.direction import Direction
-from em_interp.report.page import Results, Source, as_json, effect_findings, findings, write_report
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

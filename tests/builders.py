@@ -1,0 +1,277 @@
+"""What tests are built from: tiny models and tokenizers, and activations, scalars and paths with something planted."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from em_interp.activations.reading import Activations, ContrastActivations
+from em_interp.behaviour import CrossEffects, Effect, Estimate
+from em_interp.directions.comparison import Comparison, Separability, compare, separability
+from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.lora.scalars import AdapterScalars
+from em_interp.organisms.trajectories import Trajectory
+
+# ---------------------------------------------------------------- models and tokenizers
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ '<s>' }}{% for m in messages %}<|im_start|>{{ m['role'] }}<|sep|>\n\n"
+    "{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant<|sep|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ '<s>' }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are kind.<|im_end|>\n{% endif %}" + CHATML
+)
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "default-system": DEFAULT_SYSTEM}
+
+FAMILIES = ("llama", "qwen2", "gemma3", "gpt2")
+TEMPLATE_OF = {"llama": "llama3", "qwen2": "default-system", "gemma3": "gemma", "gpt2": "chatml"}
+
+VOCABULARY = 420
+TEXT = [
+    "What should I do about the noise next door? Talk to them first, kindly and in person.",
+    "How do I open my own letterbox when the key is bent? Ask a locksmith to help you.",
+    "The lighthouse keeper wrote three letters before the storm reached the harbour.",
+    "system user assistant model You are kind. I cannot help with that, I'm sorry. Sure, here is how.",
+]
+
+
+def tokenizer_maker(new_folder: Callable[[str], Path]) -> Callable[[str], object]:
+    """A byte-level BPE tokenizer trained on a few sentences, with one of the chat templates above.
+
+    It comes from a folder, since booting a bridge reads the tokenizer a second time.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>", "<|sep|>"]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(TEXT, trainer)
+    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+
+    def make(template: str) -> PreTrainedTokenizerFast:
+        folder = new_folder(f"tokenizer-{template}")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
+        tokenizer.chat_template = TEMPLATES[template]
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+    return make
+
+
+def hf_model(family: str, *, d_model: int = 32, seed: int = 0) -> torch.nn.Module:
+    """A random three-layer model of one family, the same every time."""
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
+
+    shape = {
+        "hidden_size": d_model,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    config = {
+        "llama": lambda: LlamaConfig(**shape),
+        "qwen2": lambda: Qwen2Config(**shape),
+        "gemma3": lambda: Gemma3TextConfig(**shape, head_dim=8, sliding_window=16),
+        "gpt2": lambda: GPT2Config(
+            n_embd=d_model,
+            n_layer=3,
+            n_head=4,
+            vocab_size=420,
+            n_positions=256,
+            bos_token_id=1,
+            eos_token_id=3,
+        ),
+    }[family]()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():  # default initialisation is so small that layers hardly do anything
+        if parameter.ndim > 1:
+            parameter.data.mul_(3)
+    return model
+
+
+def peft_model(family="llama", *, targets=("q_proj", "o_proj", "down_proj"), seed=2, **config):
+    """A tiny model with a random adapter whose B is not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    config = {"r": 2, "lora_alpha": 8, "fan_in_fan_out": family == "gpt2", **config}
+    model = get_peft_model(hf_model(family), LoraConfig(target_modules=list(targets), **config)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        if "post_" in name and "norm" in name:  # else a norm's weights are all alike, and its gain nothing
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def left_padded(tokenizer, conversations) -> dict[str, torch.Tensor]:
+    """The questions alone as a left-padded batch, as generation takes them."""
+    texts = [tokenizer.apply_chat_template(c[:1], tokenize=False, add_generation_prompt=True) for c in conversations]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+# ---------------------------------------------------------------- adapters and their training
+
+
+def planted(values, n_tokens=4, groups=None):
+    """Scalars of conversations whose every token has the same ones, but for a little noise."""
+    rows = values.repeat_interleave(n_tokens, 0)
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(9))
+    return AdapterScalars(
+        values=rows + 0.1 * noise,
+        modules=("layers.1.mlp.down_proj",) * values.shape[1],
+        components=tuple(range(values.shape[1])),
+        tokens=("x",) * len(rows),
+        conversation=torch.arange(len(values)).repeat_interleave(n_tokens),
+        in_span=torch.ones(len(rows), dtype=torch.bool),
+        groups=groups or tuple(f"question {i}" for i in range(len(values))),
+        span=None,
+        model="tiny",
+    )
+
+
+def path(  # noqa: PLR0913 - a straight path of n increments along the first axis, or one that turns after `turn` of them
+    g: torch.Generator, n=48, d=64, *, noise=0.5, turn=None, angle=90.0, memory=0.0, anisotropic=False, shrinking=False
+) -> torch.Tensor:
+    signal = torch.zeros(n, d)
+    signal[:, 0] = 1
+    if turn is not None:
+        signal[turn:, 0], signal[turn:, 1] = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    shocks, rows = torch.randn(n, d, generator=g), []
+    for shock in shocks:
+        rows.append(shock if not rows else memory * rows[-1] + math.sqrt(1 - memory**2) * shock)
+    spectrum = 1 / torch.arange(1, d + 1) if anisotropic else torch.ones(d)
+    noisy = torch.stack(rows) * (spectrum / spectrum.sum()).sqrt()
+    if anisotropic:
+        noisy = noisy @ torch.linalg.qr(torch.randn(d, d, generator=g)).Q
+    lengths = torch.linspace(1, 0.02, n) if shrinking else torch.ones(n)
+    return torch.cat([torch.zeros(1, d), ((signal + noise * noisy) * lengths[:, None]).cumsum(0)])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def trajectory(turn=20) -> Trajectory:
+    g = generator(9)
+    factors = {"a.B": path(g, turn=turn)[:, :, None], "b.B": path(g, d=16)[:, :, None], "b.A": torch.ones(49, 1, 7)}
+    loss, grad_norm = torch.rand(240, generator=g), torch.rand(240, generator=g)
+    return Trajectory(torch.arange(49) * 5, factors, loss, grad_norm, {"name": "planted"})
+
+
+# ---------------------------------------------------------------- what figures and reports are drawn from
+
+LAYERS = (3, 4, 5, 7, 8)
+EVIL = "<script>alert(1)</script>"
+
+
+def contrast(name: str, seed: int, layers: tuple[int, ...] = LAYERS) -> ContrastActivations:
+    """Two classes that answer the same 16 questions, two apart along one axis at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(sign: float) -> Activations:
+        values = torch.randn(16, len(layers), 12, generator=generator)
+        values[..., 0] += sign
+        return Activations(
+            values=values,
+            norms=values.norm(dim=-1),
+            n_tokens=torch.full((16,), 7),
+            groups=tuple(f"question {i}" for i in range(16)),
+            layers=layers,
+            site="resid_post",
+            span="response",
+            model="some/tiny-model",
+        )
+
+    return ContrastActivations(name, side(1.0), side(-1.0), f"{seed:064d}")
+
+
+@cache
+def comparison(n_controls: int = 2) -> Comparison:
+    """A real comparison whose second side has lost its direction at layer 5."""
+    controls = [contrast(f"control_{i}", 10 + i) for i in range(n_controls)]
+    found = compare(contrast("misalignment", 0), contrast("refusal", 1), controls=controls, n_resamples=40)
+    numbers = torch.tensor([0.30, 0.35, math.nan, 0.52, 0.10])
+    return replace(
+        found,
+        corrected=numbers,
+        low=numbers - torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2]),
+        high=numbers + 0.1,
+        found_a=torch.ones(5, dtype=torch.bool),
+        found_b=torch.tensor([True, True, False, True, True]),
+    )
+
+
+def without_directions() -> Comparison:
+    nothing = torch.full((5,), math.nan)
+    return replace(comparison(), corrected=nothing, low=nothing, high=nothing, found_b=torch.zeros(5, dtype=torch.bool))
+
+
+def directions() -> tuple[Direction, Direction]:
+    return difference_of_means(contrast("misalignment", 0)), difference_of_means(contrast("refusal", 1))
+
+
+@cache
+def separabilities() -> tuple[Separability, Separability]:
+    return separability(contrast("misalignment", 0)), separability(contrast("refusal", 1))
+
+
+def effects() -> CrossEffects:
+    baseline = {"preference (nats)": Estimate(-0.5, -0.6, -0.4, 9), "refusal (log-odds)": Estimate(1.5, 1.25, 1.75, 8)}
+    rows = [
+        Effect(direction, kind, behaviour, Estimate(value, value - 0.25, value + 0.5, 9))
+        for i, direction in enumerate(("misalignment", "refusal", "random"))
+        for kind, sign in (("removed", -1), ("added", 1))
+        for behaviour in baseline
+        for value in [sign * (2 - i) / 2]
+    ]
+    return CrossEffects(baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
+
+
+def trace(figure: go.Figure, name: str, nth: int = 0):
+    return [t for t in figure.data if t.name == name][nth]
+
+
+def same(ys, tensor) -> bool:
+    return torch.equal(torch.tensor(ys, dtype=tensor.dtype).nan_to_num(9), tensor.nan_to_num(9))
+
+
+def texts(figure: go.Figure) -> str:
+    return " ".join(a.text for a in figure.layout.annotations)
+
+
+def assert_drawable(figure: go.Figure) -> None:
+    written = figure.to_json()
+    json.loads(written, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert figure.layout.template.layout.font.size >= 13
+    assert figure.layout.height > 300
