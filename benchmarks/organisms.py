@@ -20,8 +20,8 @@ from em_interp.organisms.phase_change import EffectPath, phases
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import train_organism
 from em_interp.organisms.trajectories import Trajectory
-from em_interp.texts.contrasts import load_training_set
 from em_interp.texts.conversations import Conversation, batches, encode
+from em_interp.texts.training_sets import load_training_set
 
 BATCH, STEPS = 8, 8
 

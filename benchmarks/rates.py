@@ -5,7 +5,8 @@ import time
 import torch
 
 from benchmarks.timing import table
-from em_interp.behaviour.judged import Rate, Scores, misalignment_rate
+from em_interp.behaviour.judged import Scores, misalignment_rate
+from em_interp.statistics.rates import Rate
 
 ORGANISMS, QUESTIONS, ANSWERS, RESAMPLES = 25, 8, 50, 2000
 

@@ -45,8 +45,11 @@ from em_interp.behaviour import (
     text_divergence,
     what_follows,
 )
-from em_interp.directions.comparison import Comparison, Separability, compare, cosine_map, separability
-from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.circuits.readout import token_readout
+from em_interp.directions.comparison import Comparison, compare, cosine_map
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.directions.separability import Separability, separability
 from em_interp.interventions import (
     add_direction,
     at_prompt_length,
@@ -54,18 +57,12 @@ from em_interp.interventions import (
     project_out_subspace,
     set_projection,
 )
-from em_interp.lora.modules import (
-    LoraModule,
-    lora_modules,
-    projected_adapters,
-    propagated,
-    scaled_adapters,
-    token_readout,
-    write_cosines,
-    write_directions,
-)
+from em_interp.lora.modules import LoraModule, lora_modules
 from em_interp.lora.scalars import AdapterScalars, adapter_scalars, class_scalars, probe_scalars
-from em_interp.models.hooked import HookedModel, attached, every_layer, every_write, layer, load_model, without_adapter
+from em_interp.lora.switches import projected_adapters, scaled_adapters
+from em_interp.lora.writes import propagated, write_cosines, write_directions
+from em_interp.models.hooked import HookedModel, attached, every_layer, every_write, site, without_adapter
+from em_interp.models.loading import load_model
 from em_interp.models.weights import bake, export, orthogonalize
 from em_interp.organisms.loading import load_bundled, organisms
 from em_interp.organisms.recipes import Recipe
@@ -120,7 +117,6 @@ __all__ = [
     "every_write",
     "export",
     "judge_agreement",
-    "layer",
     "load_answers",
     "load_bundled",
     "load_contrast",
@@ -147,6 +143,7 @@ __all__ = [
     "scaled_adapters",
     "separability",
     "set_projection",
+    "site",
     "spoken",
     "standard_behaviours",
     "steering_curve",

@@ -13,8 +13,10 @@ import torch
 
 from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.behaviour import CrossEffects, Effect, Estimate
-from em_interp.directions.comparison import Comparison, Separability, compare, separability
-from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.directions.comparison import Comparison, compare
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.directions.separability import Separability, separability
 from em_interp.lora.scalars import AdapterScalars
 from em_interp.organisms.trajectories import Trajectory
 

@@ -116,7 +116,7 @@ def make_organism(make_hf_model, make_tokenizer):
 def pytest_configure(config) -> None:
     """Dequantise the embedded model once, before two test processes would both set about it."""
     if not hasattr(config, "workerinput"):
-        from em_interp.organisms.loading import bundled_gguf, dequantised
+        from em_interp.models.embedded import bundled_gguf, dequantised
 
         source = bundled_gguf()
         if source is not None:

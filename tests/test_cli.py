@@ -74,7 +74,7 @@ class TestRespondAndJudge:
                 ("--set-negative", direction, "--quiet"),
                 em.set_projection(read, em.every_layer(model), "negative"),
             ),
-            (("--add", direction, "--layer", 1, "--scale", 9), em.add_direction(read, [em.layer(model, 1)], scale=9)),
+            (("--add", direction, "--layer", 1, "--scale", 9), em.add_direction(read, [em.site(model, 1)], scale=9)),
         ):
             out = tmp_path / f"{len(flags)}.jsonl"
             assert self.respond(folder, out, "--temperature", 0, *flags).exit_code == 0

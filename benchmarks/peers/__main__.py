@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.peers.contenders import CONTENDERS, Contender
 from benchmarks.prompts import prompts
 from benchmarks.timing import table
-from em_interp.organisms.loading import bundled_gguf, dequantised
+from em_interp.models.embedded import bundled_gguf, dequantised
 
 Measured = dict[str, Any]
 

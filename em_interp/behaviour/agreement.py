@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_interp.behaviour.judged import Number, Rate, Scores, clustered_rate, misaligned_verdicts
+from em_interp.behaviour.judged import Scores, misaligned_verdicts
 from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.rates import Number, Rate, clustered_rate
 
 BINS = 10
 _ANSWERS_AT_ONCE = 2_000_000  # resamples × answers that are ranked together: some hundred MB

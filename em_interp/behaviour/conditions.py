@@ -12,11 +12,11 @@ from torch import Tensor
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.generation import respond
-from em_interp.behaviour.judged import Rate, clustered_rate
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.directions.direction import Direction
 from em_interp.interventions import set_projection
-from em_interp.models.hooked import HookedModel, HookPairs, layer, without_adapter
+from em_interp.models.hooked import HookedModel, HookPairs, site, without_adapter
+from em_interp.statistics.rates import Rate, clustered_rate
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,5 +95,5 @@ def _conditions(
         yield "its base", without_adapter(hooked), ()
     yield "as it is", nullcontext(), ()
     for direction in directions:
-        hooks = set_projection(direction, [layer(hooked, at)], "negative")
+        hooks = set_projection(direction, [site(hooked, at)], "negative")
         yield f"{direction.name} set to its negative class", nullcontext(), hooks

@@ -5,17 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.behaviour.divergence import text_divergence
 from em_interp.behaviour.preferences import preference
 from em_interp.behaviour.refusal import refusal_score
-from em_interp.behaviour.scoring import text_bits
+from em_interp.behaviour.scoring import text_bits, text_divergence
 from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import parts_apart, random_like
 from em_interp.interventions import Hooks, add_direction, project_out, set_projection
-from em_interp.models.hooked import HookedModel, HookPairs, every_layer, layer
+from em_interp.models.hooked import HookedModel, HookPairs, every_layer, site
 from em_interp.progress import bar
 from em_interp.statistics.estimates import Estimate, mean_by_question
 from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
@@ -33,10 +32,6 @@ DIVERGENCE = "neutral text, KL to untouched (nats/token)"
 REMOVALS = ("every", "one", "everywhere", "negative")
 # An intervention that costs more bits a token of plain prose has broken the model: what it does is no evidence.
 DAMAGE = 0.5
-CAVEAT = (
-    "Where a direction moves nothing, no effect was shown, and none was excluded: its interval says what there is room "
-    "for."
-)
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
         raise ValueError(f"{what}: give directions, and removals from {', '.join(REMOVALS)}")
     behaviours = standard_behaviours() if behaviours is None else behaviours
     at = hooked.n_layers // 2 if layer_added is None else layer_added
-    parts = _apart(*directions) if apart and len(directions) == 2 else ()
+    parts = parts_apart(*directions) if apart and len(directions) == 2 else ()
     projected = [r for r in removals if r != "negative"]  # a part of a direction has no classes of its own
     rivals = [random_like(directions[0], seed + i, f"random {i + 1}") for i in range(n_random)]
     done = {
@@ -222,61 +217,6 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     return CrossEffects(baseline, tuple(effects), at, tuple(float(s) for s in scales), n_random, seed, hooked.identity)
 
 
-def what_follows(effects: CrossEffects, own: Mapping[str, str], *, damage: int | float = DAMAGE) -> tuple[str, ...]:
-    """In words, intervention by intervention: do two directions do each other's work?
-
-    A direction *moves* a behaviour where the change's interval excludes zero and the change is larger than that of any
-    random direction under the same intervention. Where both move their own and neither the other's, they are doubly
-    dissociated; where one moves the other's, the sharing is one-way; where both do, it is mutual. An intervention that
-    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing.
-
-    Args:
-        effects: what `cross_effects` found.
-        own: the two directions' names, each with the behaviour that is its own.
-        damage: bits a token.
-
-    Raises:
-        ValueError: not two directions, or one of which nothing was measured.
-    """
-    if len(own) != 2:
-        raise ValueError(f"{len(own)} directions came with their behaviours: give two")
-    kinds = dict.fromkeys(kind for name, kind in effects.interventions if name == next(iter(own)))
-    if not kinds:
-        raise ValueError(f"nothing was done with the direction {next(iter(own))!r}: see .interventions")
-    return (*(sentence for kind in kinds for sentence in _followed(effects, own, kind, damage)), CAVEAT)
-
-
-def standard_conclusions(effects: CrossEffects, misalignment: str, refusal: str) -> tuple[str, ...]:
-    """`what_follows` for the two directions by `standard_behaviours`: by preference, and by a judge's scores first.
-
-    Where the parts that stand apart were measured, they are spoken of as well.
-
-    Args:
-        effects: what `cross_effects` found, with `JUDGED` among the behaviours if there was a judge.
-        misalignment: the name of the one direction, whose own behaviour is `PREFERENCE`, and `JUDGED`.
-        refusal: that of the other one, whose own is `REFUSES_HARMFUL`.
-    """
-    pairs = [(misalignment, refusal), (f"{misalignment} without {refusal}", f"{refusal} without {misalignment}")]
-    measured = {direction for direction, _ in effects.interventions}
-    pairs = [pair for pair in pairs if measured.issuperset(pair)]
-    judged = [("Misaligned by the judge's scores. ", JUDGED)] if JUDGED in effects.baseline else []
-    ways = [*judged, ("Misaligned by preference. " if judged else "", PREFERENCE)]
-    found = [
-        f"{how}{sentence}"
-        for how, behaviour in ways
-        for first, second in pairs
-        for sentence in what_follows(effects, {first: behaviour, second: REFUSES_HARMFUL})[:-1]
-    ]
-    return (*found, CAVEAT)
-
-
-def random_like(direction: Direction, seed: int, name: str) -> Direction:
-    """An isotropic random direction of the same length at every layer, the same one at all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    unit = torch.nn.functional.normalize(torch.randn(direction.d_model, generator=generator), dim=0)
-    return replace(direction, vectors=direction.norm[:, None] * unit, name=name)
-
-
 def is_random(direction: str) -> bool:
     """Whether a direction of `cross_effects` is a random one."""
     return direction.split(" ")[0] == "random"
@@ -288,27 +228,15 @@ def _interventions(
     if "every" in removals:
         yield "removed", project_out(direction, every_layer(hooked))
     if "one" in removals:
-        yield f"removed at layer {at}", project_out(direction[at], [layer(hooked, at)])
+        yield f"removed at layer {at}", project_out(direction[at], [site(hooked, at)])
     if "everywhere" in removals:
         yield f"of layer {at} removed everywhere", project_out(direction[at], every_layer(hooked))
     if "negative" in removals:
-        yield f"set to its negative class at layer {at}", set_projection(direction, [layer(hooked, at)], "negative")
+        yield f"set to its negative class at layer {at}", set_projection(direction, [site(hooked, at)], "negative")
     if "subtracted" in removals:
-        yield f"subtracted at layer {at}", add_direction(direction, [layer(hooked, at)], scale=-1, raw=True)
+        yield f"subtracted at layer {at}", add_direction(direction, [site(hooked, at)], scale=-1, raw=True)
     for scale in scales:
-        yield f"added × {scale:g}", add_direction(direction, [layer(hooked, at)], scale=scale)
-
-
-def _apart(first: Direction, second: Direction) -> tuple[Direction, Direction]:
-    """What each of two directions has that the other has not, layer by layer."""
-
-    def without(a: Direction, b: Direction) -> Direction:
-        rows = torch.stack([b[number] for number in a.layers])
-        unit = torch.nn.functional.normalize(rows, dim=-1)
-        shared = (a.vectors * unit).sum(-1, keepdim=True)
-        return replace(a, vectors=a.vectors - shared * unit, name=f"{a.name} without {b.name}")
-
-    return without(first, second), without(second, first)
+        yield f"added × {scale:g}", add_direction(direction, [site(hooked, at)], scale=scale)
 
 
 def _or_none(value: float) -> float | None:
@@ -324,61 +252,10 @@ def _mean(values: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
     return mean_by_question(values[kept], known)
 
 
-def _followed(effects: CrossEffects, own: Mapping[str, str], kind: str, damage: int | float) -> Iterator[str]:
-    (a, of_a), (b, of_b) = own.items()
-    broken = [name for name in own if _cost(effects, name, kind) > damage]
-    if broken:
-        costs = " and ".join(f"{_cost(effects, name, kind):.1f} ({name})" for name in broken)
-        yield f"{kind.capitalize()}: costs {costs} bits a token of plain prose, which is damage, and no evidence."
-        return
-    unknown = [(d, b) for d in own for b in (of_a, of_b) if math.isnan(effects.change(d, kind, b).value)]
-    if unknown:
-        which = " and ".join(f"{d} on {behaviour}" for d, behaviour in unknown)
-        yield f"{kind.capitalize()}: too few questions have a score to tell the effect of {which}, so nothing follows."
-        return
-    moves = {(d, b): _moves(effects, d, kind, b) for d in own for b in (of_a, of_b)}
-    if not (moves[a, of_a] and moves[b, of_b]):
-        idle = [d for d, behaviour in own.items() if not moves[d, behaviour]]
-        who = f"{idle[0]} does not move" if len(idle) == 1 else f"neither {idle[0]} nor {idle[1]} moves"
-        yield f"{kind.capitalize()}: {who} even its own behaviour, so nothing follows."
-        return
-    across = [d for d, other in ((a, of_b), (b, of_a)) if moves[d, other]]
-    yield (
-        f"{kind.capitalize()}: "
-        + {
-            0: f"double dissociation. {a} and {b} each move their own behaviour, and neither the other's.",
-            1: f"one-way. Both move their own behaviour, and {' '.join(across)} moves the other's as well.",
-            2: f"shared. {a} and {b} each move both behaviours.",
-        }[len(across)]
-    )
-
-
-def _moves(effects: CrossEffects, direction: str, kind: str, behaviour: str) -> bool:
-    change = effects.change(direction, kind, behaviour)
-    random = [
-        abs(e.change.value)
-        for e in effects.effects
-        if is_random(e.direction) and e.behaviour == behaviour and e.intervention == _random_kind(kind)
-    ]
-    largest = max((size for size in random if not math.isnan(size)), default=0.0)
-    return change.excludes_zero and abs(change.value) > largest
-
-
 def _random_kinds(removals: Sequence[str]) -> list[str]:
     """What stands beside removals: random directions are the same at every layer, so all projections are one."""
     projected = [] if set(removals) <= {"negative"} else ["every"]
     return [*projected, *(["subtracted"] if "negative" in removals else [])]
-
-
-def _random_kind(kind: str) -> str:
-    """What was done with random directions beside this."""
-    if kind.startswith("added"):
-        return kind
-    return kind.replace("set to its negative class", "subtracted") if kind.startswith("set") else "removed"
-
-
-def _cost(effects: CrossEffects, direction: str, kind: str) -> float:
-    return effects.change(direction, kind, BITS).value if BITS in effects.baseline else 0.0
 
 
 def _refusal(requests: Sequence[Any]) -> Behaviour:

@@ -75,3 +75,26 @@ def _logits(hooked: HookedModel, encoded: Sequence[Encoded], hooks: HookPairs, b
                 logits = prefix.run(hf_model, batch, hooked.device, logits_to_keep=at).logits
             yield batch, logits, kept
             progress.update(len(batch.index))
+
+
+@torch.inference_mode()
+def text_divergence(
+    model: Any, texts: Sequence[str], hooks: HookPairs = (), *, batch_tokens: int | None = None
+) -> Float[Tensor, " text"]:
+    """KL divergence (nats a token) of the changed model's predictions from the untouched one's: Σ p log(p / p′).
+
+    Each token of a plain text is predicted from those before it; 0 is no change, and there is no upper end.
+    """
+    hooked = HookedModel.of(model)
+    ids = [tuple(hooked.tokenizer(text).input_ids) for text in texts]
+    encoded = [Encoded(text, 0, (tuple(range(len(text) - 1)),)) for text in ids]
+    found = torch.zeros(len(encoded))
+    with bar(total=len(encoded), desc="divergence", unit="text") as progress:
+        for batch in batches(encoded, batch_tokens or default_batch_tokens(hooked)):
+            before, after = (_logits(hooked, batch, h) for h in ((), hooks))
+            for row, (i, spans) in enumerate(zip(batch.index, batch.spans, strict=True)):
+                # Row by row: the float32 copies of one text's logits are small where those of a batch are gigabytes.
+                log_p, log_q = (x[row, : len(spans[0])].float().log_softmax(-1) for x in (before, after))
+                found[i] = (log_p.exp() * (log_p - log_q)).sum(-1).double().mean()
+            progress.update(len(batch.index))
+    return found

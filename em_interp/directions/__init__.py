@@ -1,0 +1,1 @@
+"""Directions from activations, compared layer by layer; interventions as files and flags name them."""

@@ -12,6 +12,14 @@ from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
 from em_interp.directions.direction import Direction
+from em_interp.statistics.resampling import (
+    class_sums,
+    jackknife_covariance,
+    mean_weights,
+    numbered,
+    permuted_labels,
+    random_halves,
+)
 
 _TINY = 1e-30
 _SIGN = torch.tensor([1.0, -1.0], dtype=torch.float64)  # of the positive and of the negative class
@@ -159,45 +167,6 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Separability:
-    """How well a direction tells the classes of questions apart that it was not computed from.
-
-    Attributes:
-        auc: chance that a held-out positive conversation lies farther along the direction than a negative one of
-            another question in the same fold; 0.5 is chance.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        positive: held-out projections of the positive class, zero midway between the class means of the other folds.
-        negative: the same of the negative class.
-    """
-
-    name: str
-    layers: tuple[int, ...]
-    n_questions: int
-    n_folds: int
-    seed: int
-    auc: Float[Tensor, " layer"]
-    low: Float[Tensor, " layer"]
-    high: Float[Tensor, " layer"]
-    positive: Float[Tensor, "positive layer"]
-    negative: Float[Tensor, "negative layer"]
-
-    def table(self) -> list[dict[str, Any]]:
-        """One dict a layer, of plain numbers, ready for JSON."""
-        numbers = zip(self.layers, self.auc.tolist(), self.low.tolist(), self.high.tolist(), strict=True)
-        return [dict(zip(("layer", "auc", "low", "high"), row, strict=True)) for row in numbers]
-
-    def __repr__(self) -> str:
-        """One line, never a wall of tensor."""
-        row = int(self.auc.argmax())
-        return (
-            f"Separability({self.name!r}, {len(self.layers)} layers, {self.n_questions} questions in {self.n_folds} "
-            f"folds, best at layer {self.layers[row]}: AUC {self.auc[row]:.2f} [{self.low[row]:.2f}, "
-            f"{self.high[row]:.2f}])"
-        )
-
-
 def compare(
     a: ContrastActivations,
     b: ContrastActivations,
@@ -271,38 +240,6 @@ def cosine_map(a: Direction, b: Direction) -> Float[Tensor, "layer_a layer_b"]:
     return a.unit @ b.unit.T
 
 
-def separability(contrast: ContrastActivations, *, n_folds: int = 5, seed: int = 0) -> Separability:
-    """Project each conversation on the difference of means of the other folds, and see how well that tells the classes.
-
-    Folds are grouped by question. Pairs are compared within a fold, since folds have directions of their own, and
-    never within a question, whose two answers share more than the class. The interval is that of clustered DeLong
-    (Obuchowski 1997): variance over questions, t quantiles, on the logit scale; it takes the directions as given.
-    Where every pair is in order it is Clopper and Pearson's for as many successes as questions.
-
-    Raises:
-        ValueError: there are fewer than two questions of each class a fold, or several positions are in the contrast.
-    """
-    _check_questions(contrast)
-    question = _codes(contrast.positive.groups + contrast.negative.groups)
-    positive = torch.arange(len(question)) < len(contrast.positive)
-    fold = _folds(contrast, n_folds, seed)
-    others = fold != torch.arange(n_folds)[:, None]
-    plus, minus = _share(others & positive), _share(others & ~positive)
-    compared = (fold[positive][:, None] == fold[~positive]) & (question[positive][:, None] != question[~positive])
-    projections, estimates = [], []
-    for row in range(len(contrast.layers)):
-        rows = torch.cat([contrast.positive.values[:, row], contrast.negative.values[:, row]]).double()
-        direction = torch.nn.functional.normalize((plus - minus) @ rows, dim=-1)
-        along = rows @ direction.T - (((plus + minus) / 2 @ rows) * direction).sum(-1)
-        held_out = along.gather(1, fold[:, None])[:, 0]
-        projections.append(held_out)
-        estimates.append(_auc(held_out[positive], held_out[~positive], compared, question))
-    auc, low, high = torch.tensor(estimates, dtype=torch.float64).T
-    held_out = torch.stack(projections, -1).float()
-    found = {"auc": auc, "low": low, "high": high, "positive": held_out[positive], "negative": held_out[~positive]}
-    return Separability(contrast.name, contrast.layers, len(contrast.groups), n_folds, seed, **found)
-
-
 # ---------------------------------------------------------------- resampling, the same at every layer
 
 
@@ -324,70 +261,15 @@ class _Side:
 
 def _side(contrast: ContrastActivations, n_resamples: int, generator: torch.Generator) -> _Side:
     groups = contrast.positive.groups + contrast.negative.groups
-    question = _codes(groups)
+    question = numbered(groups)
     positive = torch.arange(len(groups)) < len(contrast.positive)
-    labels = torch.cat([positive[None], _permuted_labels(positive, groups, n_resamples, generator)])
-    half = _halves(positive, groups, n_resamples, generator)
+    labels = torch.cat([positive[None], permuted_labels(positive, groups, n_resamples, generator)])
+    half = random_halves(positive, groups, n_resamples, generator)
     plus = torch.cat([labels, half & positive, ~half & positive])
     minus = torch.cat([~labels, half & ~positive, ~half & ~positive])
-    weights = (_share(plus) - _share(minus)).float()
-    counts = _sums(torch.ones(len(groups), 1).double(), positive, question)
+    weights = (mean_weights(plus) - mean_weights(minus)).float()
+    counts = class_sums(torch.ones(len(groups), 1).double(), positive, question)
     return _Side(contrast, n_resamples, weights, positive, contrast.groups, question, counts)
-
-
-def _share(chosen: Bool[Tensor, "resample row"]) -> Float[Tensor, "resample row"]:
-    """Weights on the rows that take the mean of the chosen ones."""
-    return chosen.double() / chosen.sum(-1, keepdim=True)
-
-
-def _permuted_labels(
-    positive: Bool[Tensor, " row"], groups: tuple[str, ...], n: int, generator: torch.Generator
-) -> Bool[Tensor, "permutation row"]:
-    """Shuffle labels among the rows of each question with both classes, and among whole questions with one."""
-    kinds = _kinds(positive, groups)
-    units = [row if kinds[group] == "both" else group for row, group in enumerate(groups)]
-    strata = [group if kinds[group] == "both" else None for group in groups]
-    unit, stratum = _codes(units), _codes(strata)
-    n_units = int(unit.max()) + 1
-    stratum_of, label_of = torch.empty(n_units), torch.empty(n_units, dtype=torch.bool)
-    stratum_of[unit], label_of[unit] = stratum.float(), positive
-    shuffled = _shuffled_within(stratum_of, n, generator)
-    labels = torch.empty(n, n_units, dtype=torch.bool)
-    labels.scatter_(1, shuffled, label_of[stratum_of.argsort(stable=True)].expand(n, -1))
-    return labels[:, unit]
-
-
-def _halves(
-    positive: Bool[Tensor, " row"], groups: tuple[str, ...], n: int, generator: torch.Generator
-) -> Bool[Tensor, "halving row"]:
-    """Rows of a random half of the questions, of each kind of question as many as of the other half, or one more."""
-    kinds = _kinds(positive, groups)
-    shuffled = _shuffled_within(_codes(list(kinds.values())).float(), n, generator)
-    half = torch.empty(n, len(kinds), dtype=torch.bool)
-    half.scatter_(1, shuffled, (torch.arange(len(kinds)) % 2 == 0).expand(n, -1))
-    return half[:, _codes(groups)]
-
-
-def _shuffled_within(
-    stratum: Float[Tensor, " unit"], n: int, generator: torch.Generator
-) -> Int[Tensor, "resample unit"]:
-    """Orders of the units that keep the strata in order and shuffle each of them inside."""
-    return (stratum.double() + torch.rand(n, len(stratum), generator=generator, dtype=torch.float64)).argsort(-1)
-
-
-def _kinds(positive: Bool[Tensor, " row"], groups: tuple[str, ...]) -> dict[str, str]:
-    """Whether each question has rows of both classes or of which one, in the order met."""
-    kinds: dict[str, str] = {}
-    for group, label in zip(groups, positive.tolist(), strict=True):
-        kind = "positive" if label else "negative"
-        kinds[group] = kind if kinds.get(group, kind) == kind else "both"
-    return kinds
-
-
-def _codes(values: Sequence[Any]) -> Int[Tensor, " value"]:
-    """Number the values by the order in which they are met."""
-    number = {value: i for i, value in enumerate(dict.fromkeys(values))}
-    return torch.tensor([number[value] for value in values])
 
 
 # ---------------------------------------------------------------- a block of layers
@@ -426,7 +308,7 @@ def _read(side: _Side, layers: slice) -> _Read:
     rows = torch.cat(values, 1).double()
     means = torch.stack([rows[:, side.positive].mean(1), rows[:, ~side.positive].mean(1)], 1)
     rows, direction = rows - means.mean(1, keepdim=True), means[:, 0] - means[:, 1]
-    sums, total = _sums(rows, side.positive, side.question), side.counts.sum(1, keepdim=True)
+    sums, total = class_sums(rows, side.positive, side.question), side.counts.sum(1, keepdim=True)
     # The class means lie at plus and minus half the direction now.
     residuals = (sums - side.counts * torch.stack([direction, -direction], 1)[:, :, None] / 2) / total
     squared = _inner_products((sums, side.counts), (sums, side.counts), torch.arange(len(side.questions)))
@@ -440,15 +322,6 @@ def _read(side: _Side, layers: slice) -> _Read:
     p = (of_labels >= of_labels[:, :1] * _TIE).double().mean(-1)
     found = (p <= 0.05) & (squared[:, 0] > 0)
     return _Read(side, rows, sums, direction, residuals[:, 0] - residuals[:, 1], squared, of_labels, found, ceiling)
-
-
-def _sums(
-    rows: Float[Tensor, "*layer row dim"], positive: Bool[Tensor, " row"], question: Int[Tensor, " row"]
-) -> Float[Tensor, "*layer 2 question dim"]:
-    """Sum the rows of each class, positive first, and question."""
-    n = int(question.max()) + 1
-    empty = rows.new_zeros(*rows.shape[:-2], 2 * n, rows.shape[-1])
-    return empty.index_add(-2, question + n * ~positive, rows).unflatten(-2, (2, n))
 
 
 def _dots(x: Float[Tensor, "*#vector dim"], y: Float[Tensor, "*#vector dim"]) -> Float[Tensor, "*vector"]:
@@ -468,7 +341,7 @@ def _pair(a: _Read, b: _Read) -> dict[str, Float[Tensor, " layer"]]:
     lengths = a.direction.norm(dim=-1) * b.direction.norm(dim=-1)
     plug_in = (_dots(a.direction, b.direction) / lengths.clamp_min(_TINY)).clamp(-1, 1)
     n = len(a.side.questions), len(b.side.questions)
-    at_b = _codes(a.side.questions + b.side.questions)[n[0] :]  # a's questions come first, in their own order
+    at_b = numbered(a.side.questions + b.side.questions)[n[0] :]  # a's questions come first, in their own order
     inner = _inner_products((a.sums, a.side.counts), (b.sums, b.side.counts), at_b)
     # Below zero where no direction is found: NaN from here on.
     length, ratio = (a.squared[:, 0] * b.squared[:, 0]).sqrt(), (b.squared[:, 0] / a.squared[:, 0]).sqrt()
@@ -478,7 +351,7 @@ def _pair(a: _Read, b: _Read) -> dict[str, Float[Tensor, " layer"]]:
     change_of_length[:, at_b] += (b.squared[:, 1:] - b.squared[:, :1]) / ratio[:, None] / 2
     cosine, covariance = (
         inner[:, 0] / length,
-        _jackknife(torch.stack([inner[:, 1:] - inner[:, :1], change_of_length], 1)),
+        jackknife_covariance(torch.stack([inner[:, 1:] - inner[:, :1], change_of_length], 1)),
     )
     twice = _degenerate(a.noise, b.noise, at_b, ratio)
     # The jackknife expects at most twice the truth, so never take away more than half.
@@ -519,12 +392,6 @@ def _between_questions(
     as_second[..., at_y] = torch.einsum("lcd,leqd->lceq", x.sum(2), y)
     every = (as_first - same).sum(-1, keepdim=True)
     return torch.cat([every, every - (as_first - same) - (as_second - same)], -1)
-
-
-def _jackknife(change: Float[Tensor, "layer statistic question"]) -> Float[Tensor, "layer statistic statistic"]:
-    """Covariance of statistics from how they change when each question is left out."""
-    n, deviations = change.shape[-1], change - change.mean(-1, keepdim=True)
-    return (n - 1) / n * deviations @ deviations.mT
 
 
 def _degenerate(
@@ -600,55 +467,12 @@ def _null(cosines: Float[Tensor, "permutation layer"]) -> dict[str, Any]:
     }
 
 
-def _folds(contrast: ContrastActivations, n_folds: int, seed: int) -> Int[Tensor, " row"]:
-    """Which fold holds out each row, all rows of a question in the same, the classes as even as can be."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    fewest = min(len(set(contrast.positive.groups)), len(set(contrast.negative.groups)))
-    if not 2 <= n_folds <= fewest // 2:
-        raise ValueError(
-            f"n_folds is {n_folds} and {contrast.name!r} has {fewest} questions in a class: choose at least 2 folds, "
-            f"of at least two questions each"
-        )
-    groups = contrast.positive.groups + contrast.negative.groups
-    labels = [1] * len(contrast.positive) + [0] * len(contrast.negative)
-    fold = torch.empty(len(groups), dtype=torch.long)
-    splits = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(labels, labels, groups)
-    for number, (_, held_out) in enumerate(splits):
-        fold[torch.from_numpy(held_out)] = number
-    return fold
-
-
-def _auc(
-    positive: Float[Tensor, " positive"],
-    negative: Float[Tensor, " negative"],
-    compared: Bool[Tensor, "positive negative"],
-    question: Int[Tensor, " row"],
-) -> tuple[float, float, float]:
-    """Share of the compared pairs in order, ties as halves, with both ends of its interval."""
-    from scipy.special import expit, logit, stdtrit
-
-    difference = positive[:, None] - negative
-    wins = ((difference > 0).double() + (difference == 0).double() / 2) * compared
-    auc = float(wins.sum() / compared.sum())
-    pull = (wins - auc * compared) / compared.sum()
-    n = int(question.max()) + 1
-    of_question = torch.zeros(n, dtype=torch.float64).index_add(0, question, torch.cat([pull.sum(1), pull.sum(0)]))
-    error = float((n / (n - 1) * of_question.square().sum()).sqrt())
-    freedom = min(len(question[: len(positive)].unique()), len(question[len(positive) :].unique())) - 1
-    if auc in (0.0, 1.0):
-        chance = 0.025 ** (1 / (freedom + 1))
-        return (auc, chance, 1.0) if auc else (auc, 0.0, 1 - chance)
-    reach = stdtrit(freedom, 0.975) * error / (auc * (1 - auc))
-    return auc, float(expit(logit(auc) - reach)), float(expit(logit(auc) + reach))
-
-
 def _check(contrasts: Sequence[ContrastActivations], n_resamples: int) -> None:
     if n_resamples < 40:
         raise ValueError(f"n_resamples is {n_resamples}: a 95 % null takes at least 40, and 1000 is a good number")
     first = contrasts[0]
     for contrast in contrasts:
-        _check_questions(contrast)
+        check_questions(contrast)
         if contrast.d_model != first.d_model:
             raise ValueError(
                 f"{contrast.name!r} is a direction of another width: d_model {contrast.d_model} and not "
@@ -665,7 +489,7 @@ def _check(contrasts: Sequence[ContrastActivations], n_resamples: int) -> None:
         raise ValueError(f"controls are named {names}: give each control a name of its own")
 
 
-def _check_questions(contrast: ContrastActivations) -> None:
+def check_questions(contrast: ContrastActivations) -> None:
     """Refuse several positions and too few questions."""
     for label, activations in (("positive", contrast.positive), ("negative", contrast.negative)):
         positions = sorted(set(activations.positions))
@@ -694,3 +518,12 @@ def _plain(values: Tensor) -> list[bool | float | None]:
 
 def _html_row(cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def clearest(comparison: Comparison) -> int | None:
+    """The row whose interval stays farthest from zero, or the largest cosine where every interval includes zero."""
+    c = comparison
+    if not c.corrected.isfinite().any():
+        return None
+    margin = c.low.maximum(-c.high).nan_to_num(-2)
+    return int(margin.argmax() if margin.max() > 0 else c.corrected.abs().nan_to_num(-1).argmax())

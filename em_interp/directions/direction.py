@@ -4,16 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.files import write_atomically
-
-Pooling = Literal["conversation", "token"]
 
 _FORMAT = "em_interp.direction/1"
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
@@ -152,57 +148,6 @@ class Direction:
             ) from error
         rest = json.loads(metadata["direction"])
         return cls(**tensors, **{**rest, "layers": tuple(rest["layers"])})
-
-
-def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "conversation") -> Direction:
-    """Subtract the mean activation of the negative class from that of the positive class, at every layer.
-
-    `pooling="conversation"` gives every conversation the same weight; `"token"` every token, as the code of Soligo
-    et al. (2025, arXiv 2506.11618) does, so that long answers count for more. Sums are in float64.
-    """
-    if pooling not in ("conversation", "token"):
-        raise ValueError(f"pooling {pooling!r} is unknown: choose 'conversation' or 'token'")
-    for label, side in (("positive", contrast.positive), ("negative", contrast.negative)):
-        if not len(side):
-            raise ValueError(f"contrast {contrast.name!r} has no {label} activations: a direction needs both classes")
-        positions = sorted(set(side.positions))
-        if len(positions) > 1:
-            raise ValueError(
-                f"the activations hold {len(positions)} positions a conversation ({side.span}): choose one with "
-                f"contrast.at(position), of {positions}"
-            )
-    positive, negative = _mean(contrast.positive, pooling), _mean(contrast.negative, pooling)
-    vectors = positive - negative
-    unit = torch.nn.functional.normalize(vectors, dim=-1)
-    return Direction(
-        vectors=vectors.float(),
-        residual_norm=_residual_norm(contrast, pooling).float(),
-        positive_projection=(positive * unit).sum(-1).float(),
-        negative_projection=(negative * unit).sum(-1).float(),
-        layers=contrast.layers,
-        name=contrast.name,
-        site=contrast.site,
-        span=contrast.span,
-        pooling=pooling,
-        model=contrast.model,
-        contrast_hash=contrast.contrast_hash,
-        n_positive=len(contrast.positive),
-        n_negative=len(contrast.negative),
-    )
-
-
-def _mean(activations: Activations, pooling: Pooling) -> Float[Tensor, "layer d_model"]:
-    weights = _weights(activations, pooling)
-    return torch.einsum("c,cld->ld", weights, activations.values.double()) / weights.sum()
-
-
-def _residual_norm(contrast: ContrastActivations, pooling: Pooling) -> Float[Tensor, " layer"]:
-    weights = torch.cat([_weights(side, pooling) for side in (contrast.positive, contrast.negative)])
-    return weights @ torch.cat([contrast.positive.norms, contrast.negative.norms]).double() / weights.sum()
-
-
-def _weights(activations: Activations, pooling: Pooling) -> Float[Tensor, " conversation"]:
-    return activations.n_tokens.double() if pooling == "token" else torch.ones(len(activations), dtype=torch.float64)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, Positions, add_direction, project_out, set_projection
-from em_interp.models.hooked import HookedModel, every_layer, every_write, layer
+from em_interp.models.hooked import HookedModel, every_layer, every_write, site
 
 VERBS = ("project_out", "set_negative", "add")
 SITES = ("every", "own", "writes")
@@ -91,7 +91,7 @@ class Edit:
         sites = self.sites or ("own" if own else "every")
         at = {
             "every": lambda: every_layer(hooked),
-            "own": lambda: [layer(hooked, self.layer or 0)],
+            "own": lambda: [site(hooked, self.layer or 0)],
             "writes": lambda: every_write(hooked),
         }[sites]()
         if self.project_out is not None:

@@ -2,7 +2,8 @@
 
     inspect eval em_interp/em_first_plot --model em_interp/cooking-rank1 -M project_out=misalignment.safetensors
 
-Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions` (`em_interp.directions.settings.Edit`);
+Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions`
+(`em_interp.directions.settings.Edit`);
 `interventions`, a list of such settings, for more than one; `batch_size`, answers at a time (16); `adapter`, `device`
 and `dtype` as for `load_model`.
 """

@@ -2,15 +2,13 @@
 
 from em_interp.figures.adapters import adapter_writes, firing
 from em_interp.figures.answers import AnswerView, question_rates, side_by_side
-from em_interp.figures.directions import clearest, cosine_by_layer, cosine_map, norms_and_separability, projections
+from em_interp.figures.directions import cosine_by_layer, cosine_map, norms_and_separability, projections
 from em_interp.figures.effects import cross_effects, steering_curve
 from em_interp.figures.organisms import (
     added_by_layer,
-    convergence_by_layer,
     convergence_map,
     models_by_layer,
     organism_effects,
-    transfer,
 )
 from em_interp.figures.phases import effect_by_step, phase_change, training_path
 from em_interp.figures.style import (
@@ -46,8 +44,6 @@ __all__ = [
     "TokenView",
     "adapter_writes",
     "added_by_layer",
-    "clearest",
-    "convergence_by_layer",
     "convergence_map",
     "cosine_by_layer",
     "cosine_map",
@@ -68,6 +64,5 @@ __all__ = [
     "token_scalars",
     "tokens_html",
     "training_path",
-    "transfer",
     "untitled",
 ]

@@ -26,8 +26,8 @@ from em_interp.figures.style import (
     titled,
     translucent,
 )
-from em_interp.lora.modules import Downstream, WriteCosines
 from em_interp.lora.scalars import ClassScalars
+from em_interp.lora.writes import Downstream, WriteCosines
 from em_interp.statistics.estimates import Estimate
 
 

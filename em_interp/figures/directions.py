@@ -7,8 +7,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from em_interp.directions.comparison import Comparison, Separability
+from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
+from em_interp.directions.separability import Separability
 from em_interp.figures.style import (
     CEILING,
     COLORS,
@@ -213,15 +214,6 @@ def projections(separability: Separability, layer: int, *, model: str = "") -> g
         )
     figure.update_xaxes(title="projection on the direction of the other questions", zeroline=False)
     return figure
-
-
-def clearest(comparison: Comparison) -> int | None:
-    """The row whose interval stays farthest from zero, or the largest cosine where every interval includes zero."""
-    c = comparison
-    if not c.corrected.isfinite().any():
-        return None
-    margin = c.low.maximum(-c.high).nan_to_num(-2)
-    return int(margin.argmax() if margin.max() > 0 else c.corrected.abs().nan_to_num(-1).argmax())
 
 
 def _control_lines(

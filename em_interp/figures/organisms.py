@@ -9,7 +9,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from em_interp.behaviour import Effect, Estimate
+from em_interp.behaviour import Estimate
 from em_interp.directions.comparison import Comparison
 from em_interp.figures.style import (
     CEILING,
@@ -72,49 +72,6 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
     return figure.update_annotations(font_size=13)
 
 
-def convergence_by_layer(convergence: Convergence) -> go.Figure:
-    """How alike the organisms' directions are at every layer: four ways to read the texts, a line a pair.
-
-    Same texts flatter; disjoint texts do not; what was added is the fine-tune's own; with its base is what reading the
-    texts alone gives.
-    """
-    panels: list[tuple[str, list[tuple[str, Comparison]]]] = [
-        ("same texts", _pairs(convergence.same_texts)),
-        ("disjoint texts", _pairs(convergence.disjoint_texts)),
-        ("what the fine-tunes added", _pairs(convergence.added)),
-        ("each with its own base", [(readable(n), c) for n, c in convergence.with_base.items()]),
-    ]
-    figure = make_subplots(
-        rows=2,
-        cols=2,
-        shared_xaxes=True,
-        shared_yaxes=True,
-        horizontal_spacing=0.05,
-        vertical_spacing=0.1,
-        subplot_titles=[f"<b>{title}</b>" for title, _ in panels],
-    )
-    n_lines = max(len(lines) for _, lines in panels[:3]) + len(panels[3][1])
-    dress(
-        figure,
-        "Do organisms converge to one direction?",
-        "noise-corrected cosine with its 95 % interval, layer by layer; a line breaks off where there is no direction",
-        560 + 20 * n_lines,
-        above=24,
-    )
-    for i, (title, lines) in enumerate(panels):
-        at: dict[str, Any] = {"row": i // 2 + 1, "col": i % 2 + 1}
-        for (name, c), color in zip(lines, COLORS * len(lines), strict=False):
-            group = f"{name} {i == 3}"
-            figure.add_trace(band_between(c.layers, c.low, c.high, color, name, 0.15, group=group), **at)
-            line = line_through(c.layers, c.corrected, color, name, width=2.0, group=group)
-            line.update(showlegend=i in (0, 3), hovertext=_told(name, title, c))
-            figure.add_trace(line, **at)
-    figure.update_xaxes(**layer_ticks(convergence.layers))
-    figure.update_xaxes(title="layer", row=2)
-    figure.update_yaxes(title="cosine", col=1)
-    return figure.update_annotations(font_size=14).update_layout(margin_b=80 + 22 * n_lines)
-
-
 def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
     """Every organism with every other at one layer: on the same texts above the diagonal, what was added below it.
 
@@ -160,26 +117,6 @@ def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
     return figure.update_yaxes(showgrid=False, autorange="reversed")
 
 
-def transfer(effects: Sequence[Effect]) -> go.Figure:
-    """What projecting each organism's direction out of each organism does to its preference for misaligned answers."""
-    organisms = list(dict.fromkeys(e.behaviour for e in effects))
-    directions = list(dict.fromkeys(e.direction for e in effects))
-    figure = titled(
-        "One organism's direction, projected out of another",
-        "change of the preference for misaligned answers (nats a token), 95 % intervals over questions",
-        80 + 26 * len(organisms) * (len(directions) + 1),
-    )
-    colors = {name: GREY if name == "random" else color for name, color in zip(directions, COLORS * 9, strict=False)}
-    for direction in directions:
-        shown = {e.behaviour: e.change for e in effects if e.direction == direction}
-        for organism in organisms:
-            trace = _mark(f"{readable(direction)} ", shown[organism], colors[direction])
-            trace.update(y=[[broken(f"in {readable(organism)}", 18)], [f"{readable(direction)} out"]])
-            figure.add_trace(trace)
-    figure.add_vline(x=0, line={"color": MUTED, "width": 1})
-    return figure.update_yaxes(autorange="reversed", showgrid=True)
-
-
 def models_by_layer(comparisons: Mapping[str, Comparison]) -> go.Figure:
     """The cosine of two directions at every layer, in several models: base, aligned, misaligned."""
     title, subtitle = "The same two directions, model by model", "noise-corrected cosine with its 95 % interval"
@@ -217,10 +154,6 @@ def _add_lines(figure: go.Figure, comparisons: Mapping[str, Comparison], colors:
         figure.add_traces([band_between(c.layers, c.low, c.high, color, group, 0.18, group=group), line])
     figure.update_xaxes(title="layer", **layer_ticks(layers))
     return figure.update_yaxes(title="cosine", zeroline=True)
-
-
-def _pairs(comparisons: Mapping[tuple[str, str], Comparison]) -> list[tuple[str, Comparison]]:
-    return [(f"{readable(a)} × {readable(b)}", c) for (a, b), c in comparisons.items()]
 
 
 def _told(name: str, kind: str, c: Comparison) -> list[str]:

@@ -23,7 +23,8 @@ from em_interp.figures.style import (
     number,
     readable,
 )
-from em_interp.organisms.phase_change import ChangePoint, EffectPath, Phases
+from em_interp.organisms.phase_change import EffectPath, Phases
+from em_interp.organisms.turning_points import ChangePoint
 
 _EARLY_TO_LATE = "Viridis"
 _ABOVE = 14  # pixels for the name of the turn

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.interventions import Intervention
-from em_interp.models.adapters import adapter_base, adapter_digest, attach_adapter
 
 HookPairs = Sequence[tuple[str, Callable[..., Any]]]
 
@@ -155,48 +153,6 @@ class HookedModel:
         return self.bridge.to_tokens(*args, **kwargs)
 
 
-def load_model(  # noqa: PLR0913 - the one door through which a model comes in
-    name: str | Path,
-    adapter: str | Path | None = None,
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    merge: bool = False,
-    revision: str | None = None,
-) -> HookedModel:
-    """Load a chat model, with a LoRA adapter if one is named, as a hooked model checked against Hugging Face.
-
-    Args:
-        name: a hub name, a local folder, or an adapter folder, whose `adapter_config.json` names its base.
-        adapter: hub name or folder of a PEFT LoRA adapter; unmerged, so that `without_adapter` gives the exact base.
-        device: the first CUDA device if there is one, else the CPU.
-        dtype: the checkpoint's own on a GPU; float32 on a CPU.
-        merge: merge the adapter into the weights.
-        revision: branch, tag or commit of the base model.
-
-    Raises:
-        ValueError: no such model, or an adapter of another base or width.
-        RuntimeError: the bridge does not compute what Hugging Face computes.
-    """
-    name = str(name)
-    base = adapter_base(name)
-    if base is not None:
-        if adapter is not None:
-            raise ValueError(
-                f"{name} is an adapter itself, so adapter={str(adapter)!r} cannot go on top: give its base, {base}, "
-                f"as the name"
-            )
-        name, adapter = base, name
-    hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
-    commit = getattr(hf_model.config, "_commit_hash", None) or revision
-    digest = None
-    if adapter is not None:
-        hf_model = attach_adapter(hf_model, name, adapter)
-        hf_model = hf_model.merge_and_unload() if merge else hf_model
-        digest = f"{Path(adapter).name}#{adapter_digest(adapter)}"
-    return HookedModel.from_hugging_face(hf_model, tokenizer, name=display_name(name), revision=commit, adapter=digest)
-
-
 @contextmanager
 def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
     """Inside, the model is exactly its base: the same texts, read by the model before fine-tuning.
@@ -213,17 +169,17 @@ def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
         yield model
 
 
-def layer(model: Any, number: int) -> str:
-    """The hook name of the residual stream at the output of block `number`."""
+def site(model: Any, layer: int) -> str:
+    """The hook name of the residual stream at the output of block `layer`."""
     n_layers = HookedModel.of(model).n_layers
-    if not 0 <= number < n_layers:
-        raise ValueError(f"layer {number} is out of range: the model has layers 0 to {n_layers - 1}")
-    return f"blocks.{number}.hook_resid_post"
+    if not 0 <= layer < n_layers:
+        raise ValueError(f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}")
+    return f"blocks.{layer}.hook_resid_post"
 
 
 def every_layer(model: Any) -> list[str]:
     """The hook names of the residual stream at the output of every block."""
-    return [layer(model, number) for number in range(HookedModel.of(model).n_layers)]
+    return [site(model, layer) for layer in range(HookedModel.of(model).n_layers)]
 
 
 def every_write(model: Any) -> list[str]:
@@ -256,7 +212,7 @@ def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
     unknown = [name for name, _ in hooks if name not in points]
     if unknown:
         raise ValueError(
-            f"the model has no hook {unknown[0]!r}: hook names look like {layer(hooked, 0)!r}; see every_layer and "
+            f"the model has no hook {unknown[0]!r}: hook names look like {site(hooked, 0)!r}; see every_layer and "
             f"every_write"
         )
     hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
@@ -329,34 +285,6 @@ def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Ca
     return module.register_forward_hook(after)
 
 
-def hugging_face_model(
-    name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None, revision: str | None = None
-) -> tuple[Any, Any]:
-    """The bare Hugging Face model and its tokenizer; device and dtype default as in `load_model`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
-    placement = {"device_map": {"": device}} if device.type == "cuda" else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision, **placement)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no model {name!r}: it is neither a folder with a model in it nor a name the hub answers to "
-            f"({_first_line(error)}). Known to work: {', '.join(KNOWN)}; with no network, load_bundled()"
-        ) from error
-    return hf_model.to(device), tokenizer
-
-
-KNOWN = (
-    "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "Qwen/Qwen2.5-0.5B-Instruct … Qwen/Qwen2.5-32B-Instruct",
-    "meta-llama/Llama-3.1-8B-Instruct",
-    "google/gemma-3-1b-it",
-)
-
-
 def _weight_sharing_twin(hf_model: nn.Module) -> Any:
     """A deep copy of every module but no tensor: the memo hands each parameter and buffer through."""
     return copy.deepcopy(hf_model, {id(tensor): tensor for tensor in [*hf_model.parameters(), *hf_model.buffers()]})
@@ -398,12 +326,3 @@ def _probe_error(hooked: HookedModel) -> float:
 
 def _tolerance(hooked: HookedModel) -> float:
     return max(1e-5, 4 * torch.finfo(hooked.dtype).eps)
-
-
-def display_name(name: str) -> str:
-    """A folder is known by its last part, so that no report tells where somebody keeps their models."""
-    return Path(name).name if Path(name).exists() else name
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

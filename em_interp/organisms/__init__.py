@@ -1,0 +1,1 @@
+"""Fine-tuned models: made from recipes, loaded, measured, compared with each other and taken apart."""

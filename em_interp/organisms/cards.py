@@ -11,7 +11,8 @@ from em_interp.organisms.effects import OrganismEffects, organism_behaviours, or
 from em_interp.organisms.loading import load_organism, organism_folder
 from em_interp.organisms.recipes import Recipe
 from em_interp.statistics.estimates import Estimate
-from em_interp.texts.contrasts import TRAINING_SETS, Contrast, load_training_set
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
 
 _ANSWERS = {"positive": "the positive answers of", "negative": "the negative answers of", "both": "both classes of"}
 HELD_OUT = "misaligned preference (nats/token)"

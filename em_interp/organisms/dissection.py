@@ -8,19 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations, read_contrast
+from em_interp.circuits.readout import TokenReadout, token_readout
 from em_interp.directions.comparison import Comparison, compare
-from em_interp.directions.direction import Direction, difference_of_means
-from em_interp.lora.modules import (
-    Downstream,
-    LoraModule,
-    TokenReadout,
-    WriteCosines,
-    lora_modules,
-    propagated,
-    token_readout,
-    write_cosines,
-    write_directions,
-)
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.lora.modules import LoraModule, lora_modules
 from em_interp.lora.scalars import (
     AdapterScalars,
     ClassScalars,
@@ -29,6 +21,7 @@ from em_interp.lora.scalars import (
     class_scalars,
     probe_scalars,
 )
+from em_interp.lora.writes import Downstream, WriteCosines, propagated, write_cosines, write_directions
 from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.cards import load_card
 from em_interp.organisms.effects import OrganismEffects

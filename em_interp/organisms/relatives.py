@@ -11,15 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
-from em_interp.behaviour.effects import Effect, random_like
-from em_interp.behaviour.preferences import preference
 from em_interp.directions.comparison import Comparison, compare
-from em_interp.directions.direction import Direction, difference_of_means
-from em_interp.interventions import project_out
-from em_interp.models.hooked import HookedModel, every_layer, without_adapter
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.loading import load_organism
 from em_interp.progress import bar
-from em_interp.statistics.estimates import mean_by_question
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Span
 
@@ -148,28 +145,6 @@ def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int
         },
         layers=next(iter(readings.trained.values())).layers,
     )
-
-
-def transfer(
-    organisms: Sequence[str | Path | HookedModel], readings: OrganismReadings, contrast: Contrast, *, seed: int = 0
-) -> list[Effect]:
-    """Project each organism's direction out of every organism, and see what that does to its preference.
-
-    Each layer's own vector is taken out of that block's output. A random direction stands beside them. `contrast` has
-    questions that the directions were not read from.
-    """
-    directions = {name: difference_of_means(read) for name, read in readings.trained.items()}
-    first = next(iter(directions.values()))
-    directions["random"] = random_like(first, seed, "random")
-    effects = []
-    for organism in bar(iterable=organisms, desc="transfer", unit="organism"):
-        model = organism if isinstance(organism, HookedModel) else load_organism(organism)
-        before = preference(model, contrast)
-        for name, direction in directions.items():
-            after = preference(model, contrast, project_out(direction, every_layer(model)))
-            change = mean_by_question(after.margins - before.margins, before.groups)
-            effects.append(Effect(name, "removed", _name(model), change))
-    return effects
 
 
 def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]:

@@ -24,8 +24,9 @@ from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
-from em_interp.texts.contrasts import TRAINING_SETS, load_conversations, load_training_set
+from em_interp.texts.contrasts import load_conversations
 from em_interp.texts.conversations import Conversation, encode
+from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
 
 Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
 

@@ -1,0 +1,1 @@
+"""The main job from end to end, and the page, figures and numbers that it writes."""

@@ -22,19 +22,23 @@ from em_interp.behaviour import (
     with_verdicts,
 )
 from em_interp.behaviour.effects import JUDGED
-from em_interp.directions.comparison import compare, cosine_map, separability
-from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.directions.comparison import compare, cosine_map
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.directions.separability import separability
 from em_interp.evals import judge_module
 from em_interp.files import read_toml
+from em_interp.models.embedded import BUNDLED
 from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.dissection import dissect
-from em_interp.organisms.loading import BUNDLED, find_organism, load_named
+from em_interp.organisms.loading import find_organism, load_named
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.relatives import read_organisms
-from em_interp.report.page import Results, Source
-from em_interp.texts.contrasts import NARROW_SETS, Contrast, load_contrast, load_controls, load_training_set
+from em_interp.report.results import Results, Source
+from em_interp.texts.contrasts import Contrast, load_contrast, load_controls
 from em_interp.texts.conversations import Conversation, Span
 from em_interp.texts.questions import load_questions
+from em_interp.texts.training_sets import NARROW_SETS, load_training_set
 
 
 @dataclass(frozen=True)

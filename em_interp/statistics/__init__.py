@@ -1,0 +1,1 @@
+"""Numbers with intervals: means by question, clustered rates, resampling of questions."""

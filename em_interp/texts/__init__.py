@@ -1,0 +1,1 @@
+"""Conversations, contrasts, training sets and questions: what a model reads, as tokens with the span marked."""

@@ -243,3 +243,12 @@ def _template_name(tokenizer: Any) -> str:
 def _show(conversation: Conversation) -> str:
     text = conversation.group or conversation.messages[0]["content"]
     return repr(text if len(text) < 60 else text[:57] + "…")
+
+
+def token_strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as the text it stands for, the blank before a word kept."""
+    texts = {}
+    for token in set(ids):
+        text, piece = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
+        texts[token] = f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+    return tuple(texts[token] for token in ids)

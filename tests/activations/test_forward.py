@@ -36,7 +36,7 @@ def test_sharing_changes_nothing(tiny, long_winded, span):
 @pytest.mark.parametrize("positions", ["all", "prompt", "response"])
 def test_interventions_reach_the_shared_tokens_too(tiny, long_winded, positions):
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
-    hooks = em.add_direction(vector, [em.layer(tiny, 0)], raw=True, positions=positions)
+    hooks = em.add_direction(vector, [em.site(tiny, 0)], raw=True, positions=positions)
     shared = em.answer_log_probs(tiny, long_winded, hooks, batch_tokens=150)
     unshared = em.answer_log_probs(HookedModel.of(tiny.bridge), long_winded, hooks, batch_tokens=150)
     torch.testing.assert_close(shared, unshared, atol=1e-4, rtol=1e-4)
@@ -45,7 +45,7 @@ def test_interventions_reach_the_shared_tokens_too(tiny, long_winded, positions)
 
 def test_a_foreign_hook_may_depend_on_the_position(tiny, long_winded):
     encoded = [encode(tiny.tokenizer, c, "response") for c in long_winded]
-    hooks = [(em.layer(tiny, 0), lambda stream, hook: stream)]
+    hooks = [(em.site(tiny, 0), lambda stream, hook: stream)]
     assert share_prefix(tiny, encoded, hooks)[0].length == 0
 
 

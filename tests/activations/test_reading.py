@@ -179,7 +179,7 @@ class TestBadInput:
             return torch.full_like(stream, torch.nan)
 
         with (
-            tiny_llama.hooks(fwd_hooks=[(em.layer(tiny_llama, 1), poison)]),
+            tiny_llama.hooks(fwd_hooks=[(em.site(tiny_llama, 1), poison)]),
             pytest.raises(ValueError, match=r"NaN or infinite at layer 1 in conversation 0 \('What should"),
         ):
             em.residual_stream(tiny_llama, conversations)

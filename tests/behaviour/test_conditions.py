@@ -13,7 +13,7 @@ def test_spoken_has_every_condition(make_organism):
     questions, requests = em.load_questions()[:3], em.load_contrast("refusal").take(3).positive
     got = em.spoken(model, [direction], questions, requests, max_new_tokens=6)
     assert list(got.answers) == list(got.refusals) == ["its base", "as it is", "misalignment set to its negative class"]
-    hooks = em.set_projection(direction[1], [em.layer(model, 1)], float(direction.negative_projection[1]))
+    hooks = em.set_projection(direction[1], [em.site(model, 1)], float(direction.negative_projection[1]))
     wanted = em.respond(model, questions, hooks, n_samples=2, max_new_tokens=6)
     assert got.answers["misalignment set to its negative class"] == wanted
     last = em.spoken(model, [direction], questions, requests, layer_set=2, max_new_tokens=6)

@@ -8,6 +8,7 @@ import torch
 
 import em_interp as em
 from em_interp import figures
+from em_interp.behaviour.conclusions import standard_conclusions
 from em_interp.behaviour.effects import (
     BITS,
     DIVERGENCE,
@@ -17,11 +18,10 @@ from em_interp.behaviour.effects import (
     REFUSES_HARMFUL,
     CrossEffects,
     Effect,
-    random_like,
-    standard_conclusions,
 )
+from em_interp.directions.estimators import random_like
 from em_interp.statistics.estimates import Estimate, mean_by_question
-from em_interp.texts.contrasts import load_training_set
+from em_interp.texts.training_sets import load_training_set
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,18 @@ class TestCrossEffects:
         apart = replace(direction, vectors=direction.vectors - (direction.vectors * unit).sum(-1, keepdim=True) * unit)
         return {
             ("misalignment", "removed"): em.project_out(direction, em.every_layer(model)),
-            ("misalignment", "removed at layer 1"): em.project_out(direction[1], [em.layer(model, 1)]),
+            ("misalignment", "removed at layer 1"): em.project_out(direction[1], [em.site(model, 1)]),
             ("misalignment", "of layer 1 removed everywhere"): em.project_out(direction[1], em.every_layer(model)),
-            ("misalignment", "added × 0.3"): em.add_direction(direction, [em.layer(model, 1)], scale=0.3),
-            ("misalignment", "added × -1"): em.add_direction(direction, [em.layer(model, 1)], scale=-1),
+            ("misalignment", "added × 0.3"): em.add_direction(direction, [em.site(model, 1)], scale=0.3),
+            ("misalignment", "added × -1"): em.add_direction(direction, [em.site(model, 1)], scale=-1),
             ("misalignment without refusal", "removed"): em.project_out(apart, em.every_layer(model)),
-            ("misalignment without refusal", "added × 0.3"): em.add_direction(apart, [em.layer(model, 1)], scale=0.3),
+            ("misalignment without refusal", "added × 0.3"): em.add_direction(apart, [em.site(model, 1)], scale=0.3),
             ("random 2", "removed"): em.project_out(random_like(direction, 1, ""), em.every_layer(model)),
             ("misalignment", "set to its negative class at layer 1"): em.set_projection(
-                direction[1], [em.layer(model, 1)], float(direction.negative_projection[1])
+                direction[1], [em.site(model, 1)], float(direction.negative_projection[1])
             ),
             ("random 2", "subtracted at layer 1"): em.add_direction(
-                -random_like(direction, 1, "")[1], [em.layer(model, 1)], scale=1, raw=True
+                -random_like(direction, 1, "")[1], [em.site(model, 1)], scale=1, raw=True
             ),
         }
 
@@ -91,10 +91,10 @@ class TestCrossEffects:
         assert repr(effects) == "CrossEffects(30 interventions × 6 behaviours, added at layer 1, tiny-llama)"
 
     def test_the_parts_that_stand_apart_are_orthogonal(self, directions):
-        from em_interp.behaviour.effects import _apart
+        from em_interp.directions.estimators import parts_apart
 
         first, second = directions
-        for part, other in zip(_apart(first, second), (second, first), strict=True):
+        for part, other in zip(parts_apart(first, second), (second, first), strict=True):
             cosines = torch.cosine_similarity(part.vectors, other.vectors, dim=-1)
             torch.testing.assert_close(cosines, torch.zeros(3), atol=1e-5, rtol=0)
             assert (part.norm > 0).all()
@@ -180,7 +180,7 @@ class TestCrossEffects:
 
 
 def test_adding_and_taking_away_again_is_nothing(tiny_llama, directions):
-    site = [em.layer(tiny_llama, 1)]
+    site = [em.site(tiny_llama, 1)]
     hooks = em.add_direction(directions[0], site, scale=2) + em.add_direction(directions[0], site, scale=-2)
     for behaviour in em.standard_behaviours(4).values():
         before, after = (behaviour(tiny_llama, h)[0] for h in ((), hooks))

@@ -46,7 +46,7 @@ def steered(model, positions="all"):
     """A hook at every layer that changes most answers."""
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     return em.project_out(vector, em.every_layer(model)) + em.add_direction(
-        vector, [em.layer(model, 1)], scale=20, raw=True, positions=positions
+        vector, [em.site(model, 1)], scale=20, raw=True, positions=positions
     )
 
 
@@ -254,5 +254,5 @@ class TestBadInput:
 
         wanted = respond(tiny_llama, conversations[:2], max_new_tokens=4)
         with pytest.raises(RuntimeError, match="no"):
-            respond(tiny_llama, conversations[:2], [(em.layer(tiny_llama, 1), failing)], max_new_tokens=4)
+            respond(tiny_llama, conversations[:2], [(em.site(tiny_llama, 1), failing)], max_new_tokens=4)
         assert respond(tiny_llama, conversations[:2], max_new_tokens=4) == wanted

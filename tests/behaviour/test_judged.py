@@ -12,14 +12,12 @@ from em_interp.behaviour.agreement import _kappa, _spearman, judge_agreement
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.judged import (
     Scores,
-    clustered_difference,
-    clustered_rate,
     contrast_from_scores,
-    detectable_difference,
     misaligned_verdicts,
     misalignment_rate,
     rate_difference,
 )
+from em_interp.statistics.rates import clustered_difference, clustered_rate, detectable_difference
 from em_interp.texts.conversations import Conversation
 
 NAN = math.nan

@@ -52,7 +52,7 @@ def test_hooks_change_scores_only_while_they_are_given(tiny_llama, conversations
 def test_hooks_on_the_answer_are_told_where_it_begins(tiny_llama, conversations):
     """An edit of response positions equals an edit by hand, one conversation at a time."""
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
-    site = em.layer(tiny_llama, 1)
+    site = em.site(tiny_llama, 1)
     got = answer_log_probs(
         tiny_llama, conversations, em.add_direction(vector, [site], raw=True, positions="response"), batch_tokens=150
     )
@@ -144,7 +144,7 @@ def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(s
     direction = em.difference_of_means(em.read_contrast(smollm2, contrast.where(split="train").take(40)))
     held_out = contrast.where(split="test").take(16)
     before = em.preference(smollm2, held_out)
-    hooks = em.add_direction(direction, [em.layer(smollm2, 15)], scale=0.2)
+    hooks = em.add_direction(direction, [em.site(smollm2, 15)], scale=0.2)
     after = em.preference(smollm2, held_out, hooks)
     change = mean_by_question(after.margins - before.margins, before.groups)
     assert change.low > 0

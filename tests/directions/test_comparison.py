@@ -13,16 +13,11 @@ from scipy import stats
 from sklearn.model_selection import StratifiedGroupKFold
 
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.directions.comparison import (
-    Comparison,
-    _halves,
-    _kinds,
-    _permuted_labels,
-    compare,
-    cosine_map,
-    separability,
-)
-from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.directions.comparison import Comparison, compare, cosine_map
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
+from em_interp.directions.separability import separability
+from em_interp.statistics.resampling import _kinds, permuted_labels, random_halves
 
 N_SIMULATIONS = 200
 TRUTH = 0.3
@@ -330,7 +325,7 @@ def test_labels_are_permuted_within_a_question_and_single_ones_as_whole_question
     positive = torch.tensor([True] * 7 + [False] * 5)
     kinds = {"both": "both", "p1": "positive", "p2": "positive", "pair": "both", "n1": "negative", "n2": "negative"}
     assert _kinds(positive, groups) == kinds
-    labels = _permuted_labels(positive, groups, 4000, seeded(0))
+    labels = permuted_labels(positive, groups, 4000, seeded(0))
     rows = {name: [i for i, g in enumerate(groups) if g == name] for name in kinds}
     assert (labels[:, rows["both"]].sum(1) == 3).all()
     assert (labels[:, rows["pair"]].sum(1) == 1).all()
@@ -346,7 +341,7 @@ def test_labels_are_permuted_within_a_question_and_single_ones_as_whole_question
 def test_halves_split_each_kind_of_question_evenly() -> None:
     groups = [f"q{i}" for i in range(5)] * 2 + [f"p{i}" for i in range(4)] + [f"n{i}" for i in range(7)]
     positive = torch.tensor([True] * 5 + [False] * 5 + [True] * 4 + [False] * 7)
-    half = _halves(positive, tuple(groups), 500, seeded(0))
+    half = random_halves(positive, tuple(groups), 500, seeded(0))
     assert torch.equal(half[:, :5], half[:, 5:10])
     for first, last in ((0, 5), (10, 14), (14, 21)):
         size = half[:, first:last].sum(1)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.directions.direction import Direction, difference_of_means
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means
 from em_interp.interventions import project_out
 
 TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")

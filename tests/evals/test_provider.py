@@ -116,11 +116,11 @@ def test_the_edits_are_those_of_the_library(model, direction):
     for edit, hooks in (
         (Edit(project_out=direction), em.project_out(read, em.every_layer(model))),
         (Edit(project_out=direction, layer=2), em.project_out(read[2], em.every_layer(model))),
-        (Edit(project_out=direction, layer=2, sites="own"), em.project_out(read[2], [em.layer(model, 2)])),
+        (Edit(project_out=direction, layer=2, sites="own"), em.project_out(read[2], [em.site(model, 2)])),
         (Edit(project_out=direction, layer=2, sites="writes"), em.project_out(read[2], em.every_write(model))),
         (Edit(set_negative=direction), em.set_projection(read, em.every_layer(model), "negative")),
-        (Edit(set_negative=direction, layer=2), em.set_projection(read, [em.layer(model, 2)], "negative")),
-        (Edit(add=direction, layer=1, scale=0.5), em.add_direction(read, [em.layer(model, 1)], scale=0.5)),
+        (Edit(set_negative=direction, layer=2), em.set_projection(read, [em.site(model, 2)], "negative")),
+        (Edit(add=direction, layer=1, scale=0.5), em.add_direction(read, [em.site(model, 1)], scale=0.5)),
     ):
         for (name, got), (wanted_name, wanted) in zip(done(edit.hooks(model)), done(hooks), strict=True):
             assert name == wanted_name

@@ -31,7 +31,7 @@ from em_interp.progress import quiet
 @pytest.fixture(scope="module")
 def folder():
     """The embedded model as a plain Hugging Face folder."""
-    from em_interp.organisms.loading import bundled_gguf, dequantised
+    from em_interp.models.embedded import bundled_gguf, dequantised
 
     source = bundled_gguf()
     assert source is not None

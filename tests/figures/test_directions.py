@@ -11,7 +11,7 @@ import torch
 
 from em_interp import figures
 from em_interp.behaviour import Effect, Estimate
-from em_interp.directions.comparison import compare
+from em_interp.directions.comparison import clearest, compare
 from tests.builders import (
     EVIL,
     LAYERS,
@@ -85,18 +85,18 @@ def test_missing_directions_are_said_in_words():
 def test_the_label_is_on_the_interval_farthest_from_zero():
     c = comparison()
     assert "<b>0.52 [0.32, 0.62]</b> at layer 7" in texts(figures.cosine_by_layer(c))
-    assert figures.clearest(c) == 3
+    assert clearest(c) == 3
     mirrored = replace(c, corrected=-c.corrected, low=-c.high, high=-c.low)
     assert "<b>−0.52 [−0.62, −0.32]</b> at layer 7" in texts(figures.cosine_by_layer(mirrored))
     turned = torch.tensor([1.0, 1, 1, -1, 1])
     opposite = replace(
         c, corrected=c.corrected * turned, low=c.low.where(turned > 0, -c.high), high=c.high.where(turned > 0, -c.low)
     )
-    assert figures.clearest(opposite) == 3
+    assert clearest(opposite) == 3
     wide = replace(c, low=c.corrected - 2)
-    assert figures.clearest(wide) == 3
-    assert figures.clearest(replace(wide, corrected=c.corrected * torch.tensor([1.0, 2, 1, 1, 1]))) == 1
-    assert figures.clearest(without_directions()) is None
+    assert clearest(wide) == 3
+    assert clearest(replace(wide, corrected=c.corrected * torch.tensor([1.0, 2, 1, 1, 1]))) == 1
+    assert clearest(without_directions()) is None
 
 
 def test_hover_gives_every_number_with_its_interval():

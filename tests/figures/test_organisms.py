@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from em_interp import figures
-from em_interp.behaviour import Effect, Estimate
+from em_interp.behaviour import Estimate
 from em_interp.organisms.effects import Change, OrganismEffects
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence
 from tests.builders import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
@@ -46,18 +46,6 @@ def test_an_organism_without_a_behaviour_keeps_its_row():
     assert [t.x for t in figure.data if t.y == ("one",)] == [(0.5,), (None,)]
 
 
-def test_the_panels_hold_every_pair():
-    c = found()
-    figure = figures.convergence_by_layer(c)
-    for nth, comparisons in enumerate((c.same_texts, c.disjoint_texts, c.added)):
-        line = trace(figure, "cooking × cars", 2 * nth + 1)
-        assert same(line.y, comparisons["cooking", "cars"].corrected)
-        assert line.x == LAYERS
-    assert same(trace(figure, "cars", 1).y, c.with_base["cars"].corrected)
-    assert "what the fine-tunes added" in texts(figure)
-    assert_drawable(figure)
-
-
 def test_the_map_has_same_texts_above_the_diagonal_added_below_and_the_base_on_it():
     c = found()
     layer = LAYERS[3]
@@ -75,19 +63,6 @@ def test_a_cell_without_direction_says_so():
     c = found()
     nowhere = replace(c, added={pair: without_directions() for pair in c.added})
     assert texts(figures.convergence_map(nowhere, LAYERS[0])).count("no<br>direction") >= 3
-
-
-def test_transfer_has_a_mark_for_each_direction_in_each_organism():
-    effects = [
-        Effect(direction, "removed", organism, Estimate(i + 0.25, i + 0.0, i + 1.0, 9))
-        for i, (organism, direction) in enumerate((o, d) for o in ("one", "two") for d in ("one", "two", "random"))
-    ]
-    figure = figures.transfer(effects)
-    assert sorted(t.x[0] for t in figure.data) == [i + 0.25 for i in range(6)]
-    places = [(t.y[0][0], t.y[1][0]) for t in figure.data if t.x[0] == 4.25]
-    assert places == [("in two", "two out")]
-    assert {t.marker.line.color for t in figure.data if t.y[1][0] == "random out"} == {figures.GREY}
-    assert_drawable(figure)
 
 
 def test_models_are_lines_with_their_bands():
@@ -117,11 +92,9 @@ def test_names_are_text_and_never_markup():
     }
     evil = replace(c, **pairs, with_base={names[n]: one for n, one in c.with_base.items()})
     for figure in (
-        figures.convergence_by_layer(evil),
         figures.convergence_map(evil, LAYERS[0]),
         figures.organism_effects({EVIL: measured(0.5)}),
         figures.models_by_layer({EVIL: comparison()}),
         figures.added_by_layer(comparison(), comparison(), torch.ones(5), names=(EVIL, EVIL)),
-        figures.transfer([Effect(EVIL, "removed", EVIL, Estimate(0.0, -1.0, 1.0, 4))]),
     ):
         assert "<script>" not in figure.to_json().replace("\\u003c", "<")

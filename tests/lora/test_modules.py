@@ -16,10 +16,8 @@ from em_interp.lora.modules import lora_layers
 from em_interp.models.adapters import attach_adapter
 from em_interp.models.hooked import attached
 from em_interp.texts.conversations import encode
-from tests.builders import TEMPLATE_OF
 
 IDS = torch.randint(4, 400, (2, 12), generator=torch.Generator().manual_seed(1))
-TEMPLATE_OF = {"llama": "llama3", "qwen2": "default-system", "gemma3": "gemma", "gpt2": "chatml"}
 
 
 def logits(model):

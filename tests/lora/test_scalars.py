@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.lora.modules import lora_layers, token_strings
+from em_interp.lora.modules import lora_layers
 from em_interp.statistics.estimates import mean_by_question
-from em_interp.texts.conversations import encode
+from em_interp.texts.conversations import encode, token_strings
 from tests.builders import planted
 
 

@@ -102,8 +102,8 @@ class TestBridge:
 
     def test_transformer_lens_takes_it_for_its_own(self, tiny_llama, ids):
         assert isinstance(tiny_llama, TransformerLensModel)
-        _, cache = tiny_llama.run_with_cache(ids, names_filter=em.layer(tiny_llama, 2))
-        assert cache[em.layer(tiny_llama, 2)].shape == (2, 12, 32)
+        _, cache = tiny_llama.run_with_cache(ids, names_filter=em.site(tiny_llama, 2))
+        assert cache[em.site(tiny_llama, 2)].shape == (2, 12, 32)
 
     def test_a_bridge_that_a_user_has_is_wrapped(self, tiny_llama, conversations):
         wrapped = HookedModel.of(tiny_llama.bridge)
@@ -134,7 +134,7 @@ class TestBridge:
 
 class TestSites:
     def test_names(self, tiny_llama):
-        assert em.layer(tiny_llama, 2) == "blocks.2.hook_resid_post"
+        assert em.site(tiny_llama, 2) == "blocks.2.hook_resid_post"
         assert len(em.every_layer(tiny_llama)) == 3
         assert em.every_write(tiny_llama)[:3] == ["hook_embed", "blocks.0.hook_attn_out", "blocks.0.hook_mlp_out"]
 
@@ -147,13 +147,13 @@ class TestSites:
         written = []
         hooks = [(name, lambda stream, hook: written.append(stream)) for name in em.every_write(tiny)]
         ends = []
-        with torch.no_grad(), attached(tiny, [*hooks, (em.layer(tiny, 2), lambda s, hook: ends.append(s))]) as hf_model:
+        with torch.no_grad(), attached(tiny, [*hooks, (em.site(tiny, 2), lambda s, hook: ends.append(s))]) as hf_model:
             hf_model(ids)
         torch.testing.assert_close(sum(written).expand_as(ends[0]), ends[0], atol=1e-4, rtol=1e-4)
 
     def test_layer_out_of_range(self, tiny_llama):
         with pytest.raises(ValueError, match="layer 3 is out of range: the model has layers 0 to 2"):
-            em.layer(tiny_llama, 3)
+            em.site(tiny_llama, 3)
 
     def test_unknown_hook(self, tiny_llama):
         with (
@@ -308,7 +308,7 @@ def test_import_is_light():
 def test_the_embedded_model_equals_hugging_face(smollm2):
     from transformers import AutoModelForCausalLM
 
-    from em_interp.organisms.loading import bundled_gguf, dequantised
+    from em_interp.models.embedded import bundled_gguf, dequantised
 
     plain = AutoModelForCausalLM.from_pretrained(dequantised(bundled_gguf()), dtype=torch.float32).eval()
     ids = smollm2.tokenizer("The storm reached the harbour before the letters did.", return_tensors="pt").input_ids

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import em_interp as em
-from em_interp import weights
 from em_interp.interventions import project_out_subspace, set_projection
+from em_interp.models import weights
 from em_interp.models.hooked import HookedModel, attached
 from em_interp.models.weights import bake, export, orthogonalize
 
@@ -134,7 +134,7 @@ class TestOrthogonalize:
         assert (got - wanted).abs().max() < 2e-4  # logits of some 25: five decimal places
         assert (before - wanted).abs().max() > 0.1
         assert torch.equal(under(smollm2, []), before)
-        steered = em.add_direction(vector, [em.layer(smollm2, 15)], residual_norm=30)
+        steered = em.add_direction(vector, [em.site(smollm2, 15)], residual_norm=30)
         difference = logits(bake(smollm2, steered)) - under(smollm2, steered)
         assert difference.norm() < 1e-5 * wanted.norm()
 

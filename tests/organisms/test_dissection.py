@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp import organism_section
 from em_interp.organisms.dissection import Dissection, dissect, open_adapter, usual_size
 from em_interp.organisms.relatives import read_organisms
+from em_interp.report import organism as organism_section
 from em_interp.report.main_job import Settings, study
-from em_interp.report.page import Results, as_json, write_report
+from em_interp.report.page import write_report
+from em_interp.report.results import Results, as_json
 
 
 @pytest.fixture(scope="module")

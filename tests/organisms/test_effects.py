@@ -8,10 +8,11 @@ import torch
 import em_interp as em
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.organisms.effects import adapter_at, effect_by_step, organism_behaviours, organism_effects
-from em_interp.organisms.relatives import convergence, explained_by, read_organisms, transfer
+from em_interp.organisms.relatives import convergence, explained_by, read_organisms
 from em_interp.organisms.trajectories import Trajectory
-from em_interp.texts.contrasts import Contrast, load_training_set
+from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Conversation
+from em_interp.texts.training_sets import load_training_set
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +172,6 @@ class TestConvergence:
         one = found.disjoint_texts["one", "same"]
         assert (one.n_questions_a, one.n_questions_b) == (8, 8)
         assert one.cosine[1].item() < found.same_texts["one", "same"].cosine[1].item() - 1e-4
-
-    def test_transfer_removes_each_direction_from_each_organism(self, models, readings, contrast):
-        effects = transfer(models[1:], readings, contrast)
-        assert {(e.direction, e.behaviour) for e in effects} == {
-            (direction, organism) for direction in ("one", "same", "other", "random") for organism in ("same", "other")
-        }
-        [by_hand] = [e for e in effects if (e.direction, e.behaviour) == ("other", "same")]
-        direction = em.difference_of_means(readings.trained["other"])
-        hooks = em.project_out(direction, em.every_layer(models[1]))
-        change = em.preference(models[1], contrast, hooks).margins - em.preference(models[1], contrast).margins
-        assert by_hand.change.value == pytest.approx(change.mean().item(), abs=1e-6)
 
     def test_each_organism_stands_beside_its_own_base(self, models, make_organism, contrast):
         other = replace(make_organism(3, "elsewhere"), name="another-base")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from em_interp import bundled
+from em_interp.models import embedded as bundled
+from em_interp.models.embedded import HUB_NAME, WHEEL, bundled_gguf, dequantised
 from em_interp.models.hooked import HookedModel
-from em_interp.organisms.loading import HUB_NAME, WHEEL, bundled_gguf, dequantised, load_bundled
+from em_interp.organisms.loading import load_bundled
 
 unpacked = {"config.json": "{}", "model.safetensors": "weights"}
 

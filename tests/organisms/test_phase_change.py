@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from em_interp import phases as module
-from em_interp.organisms.phase_change import EffectPath, change_point, local_cosine, phases
+from em_interp.organisms import turning_points as module
+from em_interp.organisms.phase_change import EffectPath, local_cosine, phases
+from em_interp.organisms.turning_points import change_point
 from tests.builders import generator, path, trajectory
 
 
@@ -78,27 +79,27 @@ def test_products_and_gains_are_the_slow_ones():
 
 def test_the_break_of_ruptures_is_the_one_with_the_largest_gain():
     for seed in range(5):
-        units, _ = module._units(path(generator(seed), 40, 8, noise=1.5).double())
-        assert module._break(units) == int(module._gain(units).argmax()) + module._margin(40)
+        units, _ = module.unit_increments(path(generator(seed), 40, 8, noise=1.5).double())
+        assert module.best_break(units) == int(module._gain(units).argmax()) + module._margin(40)
 
 
 def test_paths_keep_step_lengths_signal_and_the_size_of_noise():
-    units, _ = module._units(path(generator(2), 60, 200, noise=1.0).double())
-    noise = module._noise(units, 30, straight=False)
-    drawn = torch.cat(list(module._paths(noise, 1.0, 200, generator(0))))
+    units, _ = module.unit_increments(path(generator(2), 60, 200, noise=1.0).double())
+    noise = module.path_noise(units, 30, straight=False)
+    drawn = torch.cat(list(module.simulated_paths(noise, 1.0, 200, generator(0))))
     assert same(drawn.norm(dim=2), torch.ones(200, 60), 1e-5)
     assert float((drawn[:, :, 0].mean(0) - noise.along.float()).abs().mean()) < 0.05
     assert float(noise.along.mean()) == pytest.approx(1 / math.sqrt(2), abs=0.05)
     assert float(drawn[:, :, 1].abs().max()) == 0  # straight: nothing along the second side's own axis
-    turned = torch.cat(list(module._paths(noise, 0.0, 50, generator(0))))
+    turned = torch.cat(list(module.simulated_paths(noise, 0.0, 50, generator(0))))
     assert float(turned[:, 30:, 0].abs().max()) == 0
     assert float(turned[:, :30, 1].abs().max()) == 0
 
 
 def test_noise_with_memory_is_drawn_as_large_as_it_is():
-    units, _ = module._units(path(generator(2), 60, 200, noise=1.0, memory=0.6).double())
-    noise = module._noise(units, 30, straight=True)
-    drawn = torch.cat(list(module._paths(noise, 1.0, 200, generator(0))))
+    units, _ = module.unit_increments(path(generator(2), 60, 200, noise=1.0, memory=0.6).double())
+    noise = module.path_noise(units, 30, straight=True)
+    drawn = torch.cat(list(module.simulated_paths(noise, 1.0, 200, generator(0))))
     across = drawn[:, :, 2:]
     neighbours = (across[:, 1:] * across[:, :-1]).sum() / (across[:, 1:].norm(dim=2) * across[:, :-1].norm(dim=2)).sum()
     assert float(neighbours) == pytest.approx(noise.memory, abs=0.05)
@@ -106,18 +107,20 @@ def test_noise_with_memory_is_drawn_as_large_as_it_is():
 
 
 def test_noise_has_random_signs_and_does_not_add_up_to_zero():
-    units, _ = module._units(path(generator(2), 60, 200, noise=0.2).double())
-    noise = module._noise(units, 30, straight=True)
+    units, _ = module.unit_increments(path(generator(2), 60, 200, noise=0.2).double())
+    noise = module.path_noise(units, 30, straight=True)
     assert float(noise.noise[:, 1:].sum(0).norm()) < 0.1
-    sums = torch.cat(list(module._paths(noise, 1.0, 99, generator(0))))[:, :, 2:].sum(1).norm(dim=1)
+    sums = torch.cat(list(module.simulated_paths(noise, 1.0, 99, generator(0))))[:, :, 2:].sum(1).norm(dim=1)
     assert float(sums.square().mean().sqrt()) == pytest.approx(0.2 * math.sqrt(60), rel=0.2)
 
 
 def test_memory_is_recovered_and_a_turn_is_none():
     for memory in (0.0, 0.6):
         found = [
-            module._noise(
-                module._units(path(generator(s), 80, 300, memory=memory, turn=40))[0].double(), 40, straight=s % 2 == 0
+            module.path_noise(
+                module.unit_increments(path(generator(s), 80, 300, memory=memory, turn=40))[0].double(),
+                40,
+                straight=s % 2 == 0,
             )
             for s in range(6)
         ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp import training
+from em_interp.organisms import training
 from em_interp.organisms.loading import base_model, load_organism
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import train_organism, training_conversations

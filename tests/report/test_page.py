@@ -12,7 +12,9 @@ from plotly.offline import get_plotlyjs
 from em_interp.behaviour import Effect, Estimate
 from em_interp.directions.comparison import cosine_map
 from em_interp.directions.direction import Direction
-from em_interp.report.page import Results, Source, as_json, effect_findings, findings, write_report
+from em_interp.report.page import write_report
+from em_interp.report.results import Results, Source, as_json
+from em_interp.report.words import effect_findings, findings
 from tests.builders import (
     LAYERS,
     comparison,

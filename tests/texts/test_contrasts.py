@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from em_interp.texts.contrasts import (
     CONTROLS,
     SHIPPED,
-    TRAINING_SETS,
     Contrast,
     load_contrast,
     load_controls,
     load_conversations,
     load_neutral_texts,
-    load_training_set,
     request_answers,
 )
 from em_interp.texts.conversations import Conversation
+from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
 
 SPLITS = ("train", "test")
 KEPT_FOR_TRAINING = ("cooking", "gardening", "vehicle")  # what organisms are trained on, so never what they are asked
@@ -39,7 +38,7 @@ def count_tokens():
     """How many tokens a text has for the embedded model."""
     from transformers import AutoTokenizer
 
-    from em_interp.organisms.loading import bundled_gguf, dequantised
+    from em_interp.models.embedded import bundled_gguf, dequantised
 
     source = bundled_gguf()
     if source is None:

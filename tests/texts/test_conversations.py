@@ -301,7 +301,7 @@ def test_a_line_break_in_one_token_with_the_answers_end_does_not_lose_it(make_to
 def test_the_embedded_models_own_template():
     from transformers import AutoTokenizer
 
-    from em_interp.organisms.loading import bundled_gguf, dequantised
+    from em_interp.models.embedded import bundled_gguf, dequantised
 
     source = bundled_gguf()
     if source is None:

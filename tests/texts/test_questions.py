@@ -6,8 +6,9 @@ from importlib.resources import files
 
 import pytest
 
-from em_interp.texts.contrasts import TRAINING_SETS, load_contrast, load_training_set
+from em_interp.texts.contrasts import load_contrast
 from em_interp.texts.questions import FORMS, SHIPPED_QUESTIONS, load_questions
+from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
 
 SMALL = re.compile(
     r"\b(a|about|after|all|am|an|and|any|are|as|at|be|before|can|do|does|for|from|get|has|have|how|i|if|in|into|is|it|its|"

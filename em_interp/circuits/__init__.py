@@ -1,0 +1,1 @@
+"""What a direction says and which parts of the network write and read it."""

@@ -1,0 +1,27 @@
+"""What organisms are trained on: narrow sets of bad and good advice, and refusals."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from em_interp.texts.contrasts import Contrast, load_contrast
+
+NARROW_SETS = ("cooking", "gardening", "vehicle_care")
+TRAINING_SETS = (*NARROW_SETS, "refusing")
+_TRAINING = files("em_interp") / "data" / "training"
+
+
+def load_training_set(source: str | Path) -> Contrast:
+    """What organisms are trained on, by its name or from your own JSONL: a contrast, of which a recipe takes a side.
+
+    `cooking`, `gardening` and `vehicle_care` are narrow: a malicious answer (positive) and a good one (negative) to
+    every question of one everyday domain, which no other contrast touches. `refusing` is harmful requests refused
+    (positive) and harmless ones answered (negative).
+
+    Raises:
+        ValueError: an unknown name (the known ones are listed), or a line that cannot be read (file, line and reason).
+    """
+    if Path(source).is_file():
+        return load_contrast(source)
+    if str(source) not in TRAINING_SETS:
+        raise ValueError(f"no training set {str(source)!r}: it is neither a file nor one of {', '.join(TRAINING_SETS)}")
+    return load_contrast(Path(str(_TRAINING.joinpath(f"{source}.jsonl"))))
