@@ -4,11 +4,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
-.PHONY: help install demo test check bench bench-peers assets clean
+.PHONY: help install demo test notebooks check bench bench-peers assets clean
 
 help:
 	@echo "make demo         set up, then take a misaligned organism apart: report/report.html"
-	@echo "make test         set up, then run every test and notebook"
+	@echo "make test         set up, then run every test"
+	@echo "make notebooks    set up, then execute every notebook"
 	@echo "make check        format, lint, types, direction of imports"
 	@echo "make bench        what reading, generating and training cost, against bare Hugging Face"
 	@echo "make bench-peers  what reading costs in other libraries, each installed in .peers"
@@ -30,9 +31,13 @@ demo: install
 	$(BIN)/em-interp demo --out report
 
 # Two processes share the cores: threads that spin while they wait would fight.
-test: export OMP_WAIT_POLICY = passive
+test notebooks: export OMP_WAIT_POLICY = passive
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=600
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+notebooks: export OMP_NUM_THREADS = 1
+notebooks: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=600 notebooks
 
 check: install
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from benchmarks import answers, baselines, organisms
 from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.rates import rates
+from benchmarks.resuming import resuming
 from benchmarks.timing import cpu_seconds, table
 from em_interp.models.hooked import HookedModel, attached
 from em_interp.progress import quiet
@@ -98,7 +99,7 @@ def comparing() -> str:
     """`compare` on synthetic activations: 30 layers, 400 conversations, 1,000 resamples and permutations."""
     generator = torch.Generator().manual_seed(0)
 
-    def contrast(name: str) -> em.ContrastActivations:
+    def contrast(name: str) -> em.activations.ContrastActivations:
         classes = [
             em.Activations(
                 values=torch.randn(200, 30, 576, generator=generator) + sign * 0.1,
@@ -112,7 +113,7 @@ def comparing() -> str:
             )
             for sign in (1, -1)
         ]
-        return em.ContrastActivations(name, *classes, contrast_hash="")
+        return em.activations.ContrastActivations(name, *classes, contrast_hash="")
 
     a, b = contrast("a"), contrast("b")
     start = time.perf_counter()
@@ -150,6 +151,7 @@ def main() -> None:
         model = em.load_bundled()
         for table_of in (reading, generation, answers.responding, answers.preferring):
             print(table_of(model, rounds), flush=True)
+        print(resuming(rounds), flush=True)
         print(thin(rounds), comparing(), rates(), memory(), sep="\n", flush=True)
         print(organisms.training(rounds), flush=True)
         print(organisms.scalars(rounds), flush=True)

@@ -5,7 +5,7 @@ import torch
 import em_interp as em
 from benchmarks.prompts import prompts
 from benchmarks.timing import cpu_seconds, table
-from em_interp.activations.reading import default_batch_tokens
+from em_interp.activations.forward import default_batch_tokens
 from em_interp.models.hooked import HookedModel, HookPairs, attached
 from em_interp.texts.conversations import batches, encode
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import em_interp as em
-from em_interp.activations.reading import default_batch_tokens
+from em_interp.activations.forward import default_batch_tokens
 from em_interp.models.hooked import HookedModel
 from em_interp.texts.conversations import Batch, batches, encode
 

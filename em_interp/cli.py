@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from em_interp.texts.conversations import Span
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+Span = Literal["response", "turn", "last", "post_instruction"]  # em_interp.texts.Span, whose import takes seconds
 Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
 Adapter = Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: folder or hub name.")]
 JudgeArg = Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")]
@@ -33,11 +32,17 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
 
     Example:  em-interp demo --out report
     """
-    from em_interp.report.main_job import Settings
+    from em_interp.report.settings import Settings
 
-    relatives = ("gardening-rank1", "vehicle-care-rank1", "good-cooking")
-    quick = Settings(control_questions=24, held_out_questions=16, scales=(0.1,), removals=("everywhere", "negative"))
-    _report(replace(quick, model="cooking-rank1", beside=relatives), out, quiet)
+    quick = Settings(
+        model="cooking-rank1",
+        beside=("gardening-rank1", "vehicle-care-rank1", "good-cooking"),
+        control_questions=24,
+        held_out_questions=16,
+        scales=(0.1,),
+        removals=("all_layers_same", "set_negative"),
+    )
+    _report(quick, out, quiet)
 
 
 @app.command()
@@ -55,7 +60,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
     Examples:  em-interp report --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --out organism
                em-interp report settings.toml
     """
-    from em_interp.report.main_job import Settings
+    from em_interp.report.settings import Settings
 
     with _plain_errors():
         chosen = Settings.from_toml(settings) if settings else Settings()
@@ -79,9 +84,9 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import difference_of_means, load_contrast, read_contrast
-        from em_interp.report.main_job import Settings, load
+        from em_interp.organisms.loading import load_named
 
-        read = read_contrast(load(Settings(model=model, adapter=adapter)), load_contrast(contrast), span=span)
+        read = read_contrast(load_named(model, adapter), load_contrast(contrast), span=span)
         found = difference_of_means(read)
         path = found.save(out)
     _say(f"{found}\nwritten to {path}", quiet)
@@ -106,9 +111,9 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         from em_interp import compare as compare_contrasts
         from em_interp import load_contrast, read_contrast
         from em_interp.files import write_atomically
-        from em_interp.report.main_job import Settings, load
+        from em_interp.organisms.loading import load_named
 
-        hooked = load(Settings(model=model, adapter=adapter))
+        hooked = load_named(model, adapter)
         a = read_contrast(hooked, load_contrast(first), span=first_span)
         b = read_contrast(hooked, load_contrast(second), span=second_span)
         found = compare_contrasts(a, b)
@@ -157,8 +162,9 @@ def card(
     """
     with _plain_errors(), _silence(quiet):
         from em_interp.organisms.cards import measure_card, write_card
+        from em_interp.organisms.loading import load_organism
 
-        found = measure_card(organism)
+        found = measure_card(load_organism(organism))
         if write:
             write_card(found)
     typer.echo(found.markdown())
@@ -229,7 +235,8 @@ def effects(  # noqa: PLR0913 - one parameter a flag
     layer: Annotated[int | None, typer.Option(help="Where directions are added; the middle layer.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Mean residual norms added; may be repeated.")] = None,
     removal: Annotated[
-        list[str] | None, typer.Option(help="every, one, everywhere or negative; all by default.")
+        list[str] | None,
+        typer.Option(help="all_layers_own, one_layer, all_layers_same or set_negative; all by default."),
     ] = None,
     n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
     questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
@@ -244,22 +251,20 @@ def effects(  # noqa: PLR0913 - one parameter a flag
 
     What a judge says is kept in logs beside the table, or in effects.logs, and not asked again.
 
-    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal negative
+    Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal set_negative
                em-interp effects --model Qwen/Qwen2.5-14B-Instruct --adapter path/to/organism --judge openai/gpt-4o
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import cross_effects, load_questions, standard_behaviours
-        from em_interp.behaviour import standard_conclusions
-        from em_interp.behaviour.effects import JUDGED
+        from em_interp.behaviour import Behaviour, BehaviourKey, standard_conclusions
         from em_interp.evals import judge_module
         from em_interp.files import write_atomically
-        from em_interp.organisms.loading import load_named
-        from em_interp.report.main_job import trained_on
+        from em_interp.organisms.loading import load_named, trained_on
 
-        judged = {}
+        judged = None
         if judge:
             evals = judge_module()
-            judged[JUDGED] = evals.judged_misalignment(
+            judged = evals.judged_misalignment(
                 evals.Question(judge),
                 load_questions("first_plot")[:questions],
                 (out or Path("effects.json")).with_suffix(".logs"),
@@ -269,17 +274,19 @@ def effects(  # noqa: PLR0913 - one parameter a flag
             )
         hooked = load_named(model, adapter)
         pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
-        how: dict[str, Any] = {"layer_added": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
+        how: dict[str, Any] = {"layer": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
         how |= {"removals": removal} if removal else {}
-        standard = standard_behaviours(questions, in_domain=trained_on(model))
+        standard = standard_behaviours(questions, in_domain=trained_on(hooked))
         found, failure = cross_effects(hooked, pair, behaviours=standard, **how), None
         try:
-            found = found.beside(cross_effects(hooked, pair, behaviours=judged, **how)) if judged else found
+            if judged:
+                behaviour = Behaviour.standard(BehaviourKey.JUDGED_MISALIGNMENT, judged)
+                found = found.beside(cross_effects(hooked, pair, behaviours=[behaviour], **how))
         except (RuntimeError, ValueError) as error:  # told once the table is out
             failure = error
         follows = standard_conclusions(found, *(d.name for d in pair))
         if out is not None:
-            write_atomically(out, json.dumps({"effects": found.table(), "what_follows": follows}, indent=1) + "\n")
+            write_atomically(out, json.dumps({"effects": found.table(), "conclusions": follows}, indent=1) + "\n")
         _say("\n".join([repr(found), *map(_effect_line, found.table())]), quiet)
         typer.echo("\n".join(follows))
         if failure:
@@ -296,9 +303,8 @@ def _direction(hooked, name: str, span: Span):
 
 
 def _effect_line(row: dict) -> str:
-    what = f"{row['direction']} {row['intervention']}"
     change = "not scored" if row["change"] is None else f"{row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['behaviour'][:44]:<44}  {what[:52]:<52}  {change}"
+    return f"{row['label'][:44]:<44}  {row['condition'][:52]:<52}  {change}"
 
 
 @app.command()
@@ -371,13 +377,14 @@ def _question_line(question) -> str:
 
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
-        from em_interp.report.main_job import load, study
+        from em_interp.report.main_job import study
         from em_interp.report.page import write_report
+        from em_interp.report.settings import Materials
 
         _say(f"loading {settings.model}", quiet)
-        model = load(settings)
-        _say(f"reading, comparing and intervening on {model}", quiet)
-        results = study(model, settings, judge_logs=out / "judge-logs")
+        materials = Materials.of(settings, judge_logs=out / "judge-logs")
+        _say(f"reading, comparing and intervening on {materials.model}", quiet)
+        results = study(materials, settings)
         path = write_report(out, results)
     _say(f"{results.seconds:.0f} s. Open {path}", quiet)
 

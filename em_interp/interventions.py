@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,21 +70,13 @@ class LayeredDirection(Protocol):
 AnyDirection = Float[Tensor, " d_model"] | Float[Tensor, "layer d_model"] | LayeredDirection
 
 
-class Where(TypedDict, total=False):
-    """The positions an intervention acts on; every verb takes these two keywords.
-
-    `positions` is `"all"` (as when left out), `"prompt"` (positions before `prompt_length`) or `"response"`
-    (the rest). `prompt_length` is one number for all rows, as in a left-padded batch about to be answered, or
-    one a row; padding counts. It can be given later, with `at_prompt_length`.
-    """
-
-    positions: Positions
-    prompt_length: PromptLength | None
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention(ABC):
     """A hook function: the stream goes in, an edited copy of the same dtype and device comes out.
+
+    It acts at `positions`: at all of them, in the `prompt` (before `prompt_length`), or in the `response` (the rest).
+    `prompt_length` is one number for all rows, as in a left-padded batch about to be answered, or one a row; padding
+    counts. It can be given later, with `at_prompt_length`.
 
     A stream of one position under a prompt of several is a decoding step with a key-value cache: response.
     Under a prompt of one token it cannot be told from that prompt, and counts as prompt.
@@ -179,8 +171,14 @@ class AddVector(Intervention):
         return stream + vectors
 
 
-def project_out(direction: AnyDirection, sites: Iterable[str], **where: Unpack[Where]) -> Hooks:
-    """Take a direction out of the stream: x − v̂v̂ᵀx, directional ablation.
+def project_out(
+    direction: AnyDirection,
+    sites: Iterable[str],
+    *,
+    positions: Positions = "all",
+    prompt_length: PromptLength | None = None,
+) -> Hooks:
+    """Directional ablation: take a direction out of the stream, x − v̂v̂ᵀx.
 
     Arditi et al. 2024 (arXiv 2406.11717), section 2.4; Soligo et al. 2025 (arXiv 2506.11618). On every write
     to the stream (`hook_embed`, every `hook_attn_out` and `hook_mlp_out`) it equals orthogonalised weights.
@@ -191,17 +189,24 @@ def project_out(direction: AnyDirection, sites: Iterable[str], **where: Unpack[W
         sites: hook names, such as `blocks.24.hook_resid_post`. A `Direction` goes where it was read, and one read
             in the stream on all that is written to it; one vector of it, `direction[24]`, goes anywhere. At
             `hook_resid_mid` TransformerLens edits what the MLP reads, and not what goes on in the stream.
-        **where: `positions` and `prompt_length`, see `Where`.
+        positions: `all`, the `prompt` or the `response`.
+        prompt_length: tokens before the response, for those two; padding counts. See `at_prompt_length`.
 
     Raises:
         ValueError: a vector is zero or not finite; a site names no layer, one that has no vector, or another place
             in the block than where the `Direction` was read.
     """
-    return set_projection(direction, sites, 0.0, **where)
+    return set_projection(direction, sites, 0.0, positions=positions, prompt_length=prompt_length)
 
 
-def project_out_subspace(basis: Float[Tensor, "rank d_model"], sites: Iterable[str], **where: Unpack[Where]) -> Hooks:
-    """Take a whole subspace out of the stream: x − VᵀVx, for orthonormal rows V.
+def project_out_subspace(
+    basis: Float[Tensor, "rank d_model"],
+    sites: Iterable[str],
+    *,
+    positions: Positions = "all",
+    prompt_length: PromptLength | None = None,
+) -> Hooks:
+    """Take a whole subspace out of the stream: x − VᵀVx, for orthonormal rows V; the rest as in `project_out`.
 
     Raises:
         ValueError: the rows are not orthonormal to 1e-4.
@@ -214,20 +219,27 @@ def project_out_subspace(basis: Float[Tensor, "rank d_model"], sites: Iterable[s
             f"orthonormalise them in float32 with torch.linalg.qr(basis.mT).Q.mT"
         )
     basis = basis.clone()  # whatever happens to the caller's own
+    where: dict[str, Any] = {"positions": positions, "prompt_length": prompt_length}
     return [(site, SetProjection(site=site, vectors=basis, value=0.0, **where)) for site in _names(sites)]
 
 
 def set_projection(
-    direction: AnyDirection, sites: Iterable[str], value: int | float | Tensor | str, **where: Unpack[Where]
+    direction: AnyDirection,
+    sites: Iterable[str],
+    value: int | float | Tensor | str,
+    *,
+    positions: Positions = "all",
+    prompt_length: PromptLength | None = None,
 ) -> Hooks:
-    """Clamp the stream's projection on a direction: x + (value − v̂ᵀx) v̂.
+    """Clamp the stream's projection on a direction: x + (value − v̂ᵀx) v̂; to a class's mean, affine concept editing.
 
     Args:
         direction: as in `project_out`.
         sites: hook names.
         value: one number, or one a layer (rows as the direction's; beside one vector, row = layer number), or
             `"positive"` or `"negative"`, the mean projection of that class of a `Direction`.
-        **where: `positions` and `prompt_length`, see `Where`.
+        positions: `all`, the `prompt` or the `response`.
+        prompt_length: tokens before the response, for those two; padding counts. See `at_prompt_length`.
 
     Raises:
         ValueError: as in `project_out`; or the value is not finite, or no class of the direction.
@@ -238,6 +250,7 @@ def set_projection(
         if not isinstance(direction, LayeredDirection):
             raise ValueError(f"a bare tensor has no {value} class: give a Direction, or the value as a number")
         value = direction.positive_projection if value == "positive" else direction.negative_projection
+    where: dict[str, Any] = {"positions": positions, "prompt_length": prompt_length}
     hooks: Hooks = []
     for site in _names(sites):
         vector, number = _vector(direction, site), _number("value", value, direction, site)
@@ -246,16 +259,17 @@ def set_projection(
     return hooks
 
 
-def add_direction(
+def add_direction(  # noqa: PLR0913 - what, where, how much, at which positions
     direction: AnyDirection,
     sites: Iterable[str],
     *,
     scale: int | float = 1.0,
     raw: bool = False,
     residual_norm: int | float | Tensor | None = None,
-    **where: Unpack[Where],
+    positions: Positions = "all",
+    prompt_length: PromptLength | None = None,
 ) -> Hooks:
-    """Add a direction to the stream, in units of the mean residual norm there: x + scale · residual_norm · v̂.
+    """Activation addition, in units of the mean residual norm there: x + scale · residual_norm · v̂.
 
     `raw=True` adds x + scale · v with v as it came, the λ·v of Soligo et al. 2025 (arXiv 2506.11618). Either
     way the function's `coefficient` is the multiple of v that is added.
@@ -267,7 +281,8 @@ def add_direction(
         raw: take v's own length as the unit.
         residual_norm: the unit for a bare tensor, or in place of a `Direction`'s own; one number, or one a
             layer as `value` in `set_projection`.
-        **where: `positions` and `prompt_length`, see `Where`.
+        positions: `all`, the `prompt` or the `response`.
+        prompt_length: tokens before the response, for those two; padding counts. See `at_prompt_length`.
 
     Raises:
         ValueError: as in `project_out`; or scale is not finite; the unit is missing, unused or not positive.
@@ -283,6 +298,7 @@ def add_direction(
                 "direction.residual_norm, or raw=True to add scale · v"
             )
         residual_norm = direction.residual_norm
+    where: dict[str, Any] = {"positions": positions, "prompt_length": prompt_length}
     hooks: Hooks = []
     for site in _names(sites):
         vector = added = _vector(direction, site)

@@ -12,13 +12,17 @@ import pytest
 import torch
 
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.behaviour import CrossEffects, Effect, Estimate
-from em_interp.directions.comparison import Comparison, compare
+from em_interp.behaviour import Answer, AnswersByCondition, Behaviour, BehaviourKey, Condition, CrossEffects, Effect
+from em_interp.directions.comparison import Comparison, compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
 from em_interp.directions.separability import Separability, separability
 from em_interp.lora.scalars import AdapterScalars
 from em_interp.organisms.trajectories import Trajectory
+from em_interp.report.results import Results, Source
+from em_interp.statistics import Estimate, clustered_rate
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.conversations import Conversation
 
 # ---------------------------------------------------------------- models and tokenizers
 
@@ -191,6 +195,22 @@ def trajectory(turn=20) -> Trajectory:
     return Trajectory(torch.arange(49) * 5, factors, loss, grad_norm, {"name": "planted"})
 
 
+# ---------------------------------------------------------------- texts
+
+
+def letters() -> Contrast:
+    """Sixteen questions with two answers each."""
+    asked = [{"role": "user", "content": f"What should I do about letter {i}?"} for i in range(16)]
+
+    def side(answer: str) -> tuple[Conversation, ...]:
+        return tuple(
+            Conversation((q, {"role": "assistant", "content": f"{answer} {i}."}), q["content"], "", {})
+            for i, q in enumerate(asked)
+        )
+
+    return Contrast("letters", side("Ask the keeper of the harbour"), side("Talk to them first, kindly"))
+
+
 # ---------------------------------------------------------------- what figures and reports are drawn from
 
 LAYERS = (3, 4, 5, 7, 8)
@@ -248,16 +268,62 @@ def separabilities() -> tuple[Separability, Separability]:
     return separability(contrast("misalignment", 0)), separability(contrast("refusal", 1))
 
 
+def unmeasured(*_):
+    """The measure of a behaviour whose numbers are made up."""
+    raise AssertionError("nothing is to be measured here")
+
+
+def behaviours() -> tuple[Behaviour, Behaviour]:
+    """Two of the standard behaviours under short names."""
+    return (
+        Behaviour(BehaviourKey.MISALIGNED_PREFERENCE, "preference", "nats", "mean", unmeasured),
+        Behaviour(BehaviourKey.HARMFUL_REFUSAL, "refusal", "log-odds", "mean", unmeasured),
+    )
+
+
 def effects() -> CrossEffects:
-    baseline = {"preference (nats)": Estimate(-0.5, -0.6, -0.4, 9), "refusal (log-odds)": Estimate(1.5, 1.25, 1.75, 8)}
-    rows = [
-        Effect(direction, kind, behaviour, Estimate(value, value - 0.25, value + 0.5, 9))
-        for i, direction in enumerate(("misalignment", "refusal", "random"))
-        for kind, sign in (("removed", -1), ("added", 1))
-        for behaviour in baseline
-        for value in [sign * (2 - i) / 2]
-    ]
-    return CrossEffects(baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
+    """Two directions and a random one, each taken out and put in, against two behaviours."""
+    first, second = behaviours()
+    baseline = {first.key: Estimate(-0.5, -0.6, -0.4, 9), second.key: Estimate(1.5, 1.25, 1.75, 8)}
+    rows = []
+    for i, direction in enumerate(("misalignment", "refusal", "random 1")):
+        for kind, strength, sign in (("all_layers_own", None, -1), ("added", 0.5, 1)):
+            layer = None if kind == "all_layers_own" else 4
+            condition = Condition(kind, direction, layer, strength, random=direction == "random 1")
+            value = sign * (2 - i) / 2
+            change = Estimate(value, value - 0.25, value + 0.5, 9)
+            rows += [Effect(condition, key, moved(before, value), change) for key, before in baseline.items()]
+    return CrossEffects((first, second), baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
+
+
+def answers(words: str = "Ask a locksmith.", direction: str = "misalignment") -> AnswersByCondition:
+    """Two questions answered twice by a model as it is and without a direction, judged."""
+    conditions = (Condition("plain"), Condition("set_negative", direction, 4))
+    asked = [Conversation(({"role": "user", "content": f"{i}: {words}"},)) for i in range(2)]
+    said = tuple(Answer(c, words, sample) for c in asked for sample in range(2))
+    rates = {c.key: clustered_rate(torch.tensor([1.0, 0.0, 1.0, 1.0]), [a.group for a in said]) for c in conditions}
+    return AnswersByCondition(conditions, {c.key: said for c in conditions}, rates, 0, "some/tiny-model", rates)
+
+
+@cache
+def main_job_results() -> Results:
+    """What the main job finds where everything but an organism was looked at, and nobody was left to speak."""
+    return Results(
+        comparison=comparison(),
+        directions=directions(),
+        sources=(Source.of(contrast("misalignment", 0)), Source.of(contrast("refusal", 1))),
+        cosine_map=cosine_map(*directions()),
+        separabilities=separabilities(),
+        effects=effects(),
+        seconds=12.3,
+        own={"misalignment": BehaviourKey.MISALIGNED_PREFERENCE, "refusal": BehaviourKey.HARMFUL_REFUSAL},
+        notes=("This model does not refuse.",),
+    )
+
+
+def moved(estimate: Estimate, by: float) -> Estimate:
+    """The same estimate elsewhere."""
+    return Estimate(estimate.value + by, estimate.low + by, estimate.high + by, estimate.n)
 
 
 def trace(figure: go.Figure, name: str, nth: int = 0):

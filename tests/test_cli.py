@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import em_interp as em
 import em_interp.organisms.cards
-from em_interp.behaviour.effects import JUDGED
+from em_interp.behaviour import BehaviourKey
 from em_interp.cli import app
 
 
@@ -64,7 +64,7 @@ class TestRespondAndJudge:
         assert "32 answers to 16 questions" in result.output
         model, questions = em.load_model(folder / "tiny"), em.load_questions(form="json")
         wanted = em.respond(model, questions, max_new_tokens=4, n_samples=2, seed=3)
-        assert em.load_answers(tmp_path / "a.jsonl") == wanted
+        assert em.behaviour.load_answers(tmp_path / "a.jsonl") == wanted
 
     def test_steered_and_ablated(self, folder, direction, tmp_path):
         model, questions, read = em.load_model(folder / "tiny"), em.load_questions(), em.Direction.load(direction)
@@ -79,7 +79,7 @@ class TestRespondAndJudge:
             out = tmp_path / f"{len(flags)}.jsonl"
             assert self.respond(folder, out, "--temperature", 0, *flags).exit_code == 0
             wanted = em.respond(model, questions, hooks, max_new_tokens=4, temperature=0)
-            assert [a.text for a in em.load_answers(out)] == [a.text for a in wanted]
+            assert [a.text for a in em.behaviour.load_answers(out)] == [a.text for a in wanted]
 
     def test_judging_them_prints_a_rate_with_both_intervals(self, folder, tmp_path, scripted_judge):
         from em_interp.evals.judge import load_judged
@@ -104,7 +104,7 @@ def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
         "--model",
         folder / "tiny",
         "--questions",
-        4,
+        3,
         "--scale",
         0.3,
         "--n-random",
@@ -116,7 +116,7 @@ def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
     assert result.exit_code == 0, result.output
     assert "misalignment without refusal added × 0.3" in result.output
     record = json.loads((tmp_path / "e.json").read_text())
-    assert record["what_follows"][-1] in result.output
+    assert record["conclusions"][-1] in result.output
     assert len(record["effects"]) == (2 * (4 + 1) + 2 * (3 + 1) + (2 + 1)) * 5
 
 
@@ -128,11 +128,11 @@ def judged_by_length(messages):
 def few_effects(folder, direction, out, *flags):
     few = (
         "--questions",
-        3,
+        2,
         "--scale",
         0.3,
         "--removal",
-        "every",
+        "all_layers_own",
         "--n-random",
         1,
         "--out",
@@ -146,14 +146,14 @@ def few_effects(folder, direction, out, *flags):
 
 def test_effects_are_judged_too(folder, direction, tmp_path, scripted_judge):
     given = scripted_judge(judged_by_length)
-    out, judge = tmp_path / "e.json", ("--judge", "some/judge", "--judge-arg", "device=cpu", "--n-samples", 2)
+    out, judge = tmp_path / "e.json", ("--judge", "some/judge", "--judge-arg", "device=cpu", "--n-samples", 2, "--n-random", 0)
     result = few_effects(folder, direction, out, *judge)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Misaligned by the judge's scores. ")
     assert given[0] == ("some/judge", {**given[0][1], "device": "cpu"})
     rows = json.loads(out.read_text())["effects"]
-    judged = [row for row in rows if row["behaviour"] == JUDGED]
-    assert len(judged) == len(rows) / 6 == 4 * 2 + 2
+    judged = [row for row in rows if row["behaviour"] == BehaviourKey.JUDGED_MISALIGNMENT]
+    assert len(judged) == len(rows) / 6 == 4 * 2
     assert len({row["change"] for row in judged}) > 1
     n_asked = len(given)
     assert few_effects(folder, direction, out, *judge).output == result.output
@@ -188,7 +188,7 @@ def test_report_reads_a_file_and_flags_win(folder):
     settings = folder / "settings.toml"
     settings.write_text(
         f'model = "nobody/nothing"\nfirst = "{folder}/misalignment.jsonl"\nsecond = "{folder}/refusal.jsonl"\n'
-        "control_questions = 0\nheld_out_questions = 0\nspoken_questions = 3\nn_resamples = 50\n"
+        "control_questions = 0\nheld_out_questions = 0\nopen_questions = 3\nn_resamples = 50\n"
     )
     result = run("report", settings, "--model", folder / "tiny", "--out", folder / "report", "--quiet")
     assert result.exit_code == 0, result.output

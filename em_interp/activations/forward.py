@@ -1,26 +1,94 @@
-"""Forward passes over many conversations, in which the tokens that all of them begin with are run only once."""
+"""Forward passes over many conversations, in which nothing is computed twice.
+
+What all conversations begin with, such as a system prompt, is run once: `Prefix`. What several conditions have in
+common is run once, too: inside `keeping(model, 15)` the stream that enters block 15 is kept, and every pass in which
+hooks and adapters act at block 15 or above goes on from there.
+"""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from em_interp.interventions import Intervention, at_prompt_length
-from em_interp.models.hooked import HookedModel, HookPairs, attached
-from em_interp.texts.conversations import Batch, Encoded
+from em_interp.models.hooked import PROBE, HookedModel, HookPairs, TransformerLensModel, attached, tolerance
+from em_interp.texts.conversations import Batch, Encoded, batches
 
 # Below this a second pass costs more than the tokens it saves.
 _WORTH = 8
+_BUDGET = 2**31  # bytes of kept streams
+
+
+def default_batch_tokens(hooked: HookedModel) -> int:
+    """Large enough to keep the device busy; a CPU gains nothing from more and loses its cache."""
+    return 1024 if hooked.device.type == "cpu" else 8192
+
+
+def keeping(
+    model: TransformerLensModel,
+    *blocks: int,
+    like: "KeptStreams | None" = None,
+    budget: int = _BUDGET,
+) -> HookedModel:
+    """The same model, which keeps the stream that enters these blocks and goes on from it where it can.
+
+    A pass goes on from block k where its hooks act at k or above, nobody has put hooks on the blocks below, and their
+    weights and adapters are as they were when the stream was kept. That this changes nothing is checked here on a short
+    text; where it does, as on an architecture not met before, all passes are whole ones.
+
+    Args:
+        model: a `HookedModel` or a bridge.
+        *blocks: block numbers from 1; the number of layers stands for what goes into the final norm, so that a pass
+            without hooks costs only the unembedding the second time.
+        like: what a model has kept (`model.kept`) whose blocks below compute the same, such as another fine-tune of the
+            same base with its adapter in the same block. Checked as above.
+        budget: bytes, on the model's device; what has no room is computed again.
+    """
+    hooked = HookedModel.of(model)
+    wanted = tuple(sorted(block for block in set(blocks) if 0 < block <= hooked.n_layers))
+    if hooked.plain is None or not wanted:
+        return replace(hooked, kept=None)
+    kept = KeptStreams(wanted, budget, _versions(hooked))
+    if like is not None and not _adapters(_below(hooked, max(wanted))):
+        kept = replace(like, blocks=wanted, versions=kept.versions)
+    return replace(hooked, kept=kept) if _check(replace(hooked, kept=kept)) else replace(hooked, kept=None)
+
+
+@dataclass(eq=False, repr=False)
+class KeptStreams:
+    """Streams of earlier passes, without their padding, by the block they enter and the tokens they are of."""
+
+    blocks: tuple[int, ...]
+    budget: int
+    versions: tuple[int, ...]
+    streams: dict[tuple[Any, ...], Float[Tensor, "token d_model"]] = field(default_factory=dict)
+    prefixes: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # keys and values of the blocks below
+    readings: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def keep(self, key: tuple[Any, ...], stream: Float[Tensor, "token d_model"]) -> None:
+        """Keep a stream, if there is room."""
+        used = sum(s.numel() * s.element_size() for s in self.streams.values())
+        if used + stream.numel() * stream.element_size() <= self.budget:
+            self.streams[key] = stream
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The keys and values of the tokens that all conversations share, such as a system prompt; often there are none."""
 
-    length: int = 0
+    ids: tuple[int, ...] = ()
     cache: Any = None
+
+    @property
+    def length(self) -> int:
+        """How many tokens they are."""
+        return len(self.ids)
 
     def run(self, call: Callable[..., Any], batch: Batch, device: torch.device, **kwargs: Any) -> Any:
         """Call a Hugging Face model on a batch from which the shared tokens were cut off."""
@@ -42,14 +110,282 @@ def share_prefix(
     """
     length = min(_common_length(encoded), *(min(token for span in e.spans for token in span) for e in encoded))
     ours = all(isinstance(function, Intervention) for _, function in hooks)
+    passes = _Passes.of(hooked, Prefix(), hooks)
     with attached(hooked, at_prompt_length(list(hooks), length)) as hf_model:
         if length < _WORTH or not ours or hf_model is not hooked.plain:
             return Prefix(), list(encoded)
-        ids = torch.tensor([encoded[0].ids[:length]], device=hooked.device)
-        cache = hf_model.base_model(input_ids=ids, use_cache=True).past_key_values
+        cache = passes.cache(hf_model, encoded[0].ids[:length])
     if not _repeats(cache):
         return Prefix(), list(encoded)
-    return Prefix(length, cache), [_cut(e, length) for e in encoded]
+    return Prefix(encoded[0].ids[:length], cache), [_cut(e, length) for e in encoded]
+
+
+def logits_at_spans(
+    model: TransformerLensModel,
+    encoded: Sequence[Encoded],
+    hooks: HookPairs = (),
+    *,
+    batch_tokens: int | None = None,
+    share: bool = True,
+) -> Iterator[tuple[Batch, Sequence[Float[Tensor, "token vocab"]]]]:
+    """Batch by batch, the longest first: of each row the logits at the tokens of its span, and nowhere else.
+
+    `share=False` leaves whole what all conversations begin with, so that the batches are the same under any hooks.
+    """
+    hooked = HookedModel.of(model)
+    prefix, encoded = share_prefix(hooked, encoded, hooks) if share else (Prefix(), list(encoded))
+    passes = _Passes.of(hooked, prefix, hooks)
+    for batch in batches(encoded, batch_tokens or default_batch_tokens(hooked)):
+        rows = [row for row, [span] in enumerate(batch.spans) for _ in span]
+        tokens = [token for [span] in batch.spans for token in span]
+        with attached(hooked, at_prompt_length(list(hooks), batch.prompt_length)) as hf_model:
+            logits = passes.logits(hf_model, batch, rows, tokens)
+        yield batch, logits.split([len(span) for [span] in batch.spans])
+
+
+def through_blocks(  # noqa: PLR0913 - what is run, under what, who reads
+    model: TransformerLensModel,
+    encoded: Sequence[Encoded],
+    readers: HookPairs,
+    hooks: HookPairs = (),
+    *,
+    batch_tokens: int | None = None,
+    start: Callable[[Batch], None],
+) -> Iterator[Batch]:
+    """Batch by batch, run the blocks without the unembedding; `readers` see the stream as `hooks` leave it.
+
+    `start` hears of each batch before it is run.
+    """
+    hooked = HookedModel.of(model)
+    prefix, encoded = share_prefix(hooked, encoded, hooks)
+    passes = _Passes.of(hooked, prefix, hooks, readers)
+    once = nullcontext() if hooks else attached(hooked, readers)  # attaching costs what a thin model's pass costs
+    with once as ready:
+        for batch in batches(encoded, batch_tokens or default_batch_tokens(hooked)):
+            start(batch)
+            bound = at_prompt_length(list(hooks), batch.prompt_length)
+            with nullcontext(ready) if ready is not None else attached(hooked, [*bound, *readers]) as hf_model:
+                passes.run(hf_model, batch, body=True)
+            yield batch
+
+
+def first_adapted_block(model: TransformerLensModel) -> int:
+    """The first block that an adapter is on; what enters it is the same without the adapter. 0 where unknown."""
+    hooked = HookedModel.of(model)
+    if hooked.plain is None or _adapters(_below(hooked, 0)):
+        return 0
+    return next((number for number, block in enumerate(_blocks(hooked)) if _adapters([block])), 0)
+
+
+def free_below(hooked: HookedModel, hooks: Iterable[tuple[str, Any]]) -> int:
+    """The largest k such that the stream that enters block k is the same with these hooks and without."""
+    entered = hooked.n_layers
+    for name, _ in hooks:
+        block, place = _place(name)
+        entered = min(entered, block + (place == "hook_resid_post"))
+    return entered
+
+
+def texts_key(hooked: HookedModel, encoded: Sequence[Encoded], block: int) -> tuple[Any, ...]:
+    """What the streams of these conversations below a block belong to: weights, adapters, tokens and spans."""
+    content = repr([(e.ids, e.spans) for e in encoded]).encode()
+    return (block, _state(hooked, block), hashlib.sha256(content).digest())
+
+
+def is_untouched_below(hooked: HookedModel, block: int) -> bool:
+    """Whether nobody has put hooks of their own on the bridge, or on the modules below a block."""
+    on_bridge = any(point.fwd_hooks for point in hooked.bridge.hook_dict.values())
+    modules = (module for part in _below(hooked, block) for module in part.modules())
+    return not on_bridge and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """Passes over the batches of one set of conversations, each from the last kept stream that it can go on from."""
+
+    hooked: HookedModel
+    prefix: Prefix
+    points: dict[int, tuple[Any, ...]]  # the blocks whose entering stream no hook changes, with their state
+    last: int  # the last of them that a pass may go on from: somebody reads what is above
+
+    @classmethod
+    def of(cls, hooked: HookedModel, prefix: Prefix, hooks: HookPairs, readers: HookPairs = ()) -> "_Passes":
+        if hooked.kept is None:
+            return cls(hooked, prefix, {}, 0)
+        free = free_below(hooked, hooks)
+        points = [block for block in hooked.kept.blocks if block <= free and is_untouched_below(hooked, block)]
+        return cls(hooked, prefix, {block: _state(hooked, block) for block in points}, free_below(hooked, readers))
+
+    def logits(
+        self, hf_model: Any, batch: Batch, rows: Sequence[int], tokens: Sequence[int]
+    ) -> Float[Tensor, "token vocab"]:
+        """The logits of these tokens of the rows beside them; on the twin the head is given nothing else."""
+        columns = sorted(set(tokens))
+        kept = torch.tensor(columns, device=self.hooked.device)
+        at = [columns.index(token) for token in tokens]
+        if hf_model is not self.hooked.plain:
+            return self.run(hf_model, batch, logits_to_keep=kept).logits[rows, at]
+
+        def only_these(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][rows, at][None], *args[1:])
+
+        handle = hf_model.get_output_embeddings().register_forward_pre_hook(only_these)
+        try:
+            logits = self.run(hf_model, batch, logits_to_keep=kept).logits
+        finally:
+            handle.remove()
+        return logits[0] if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
+
+    def run(self, hf_model: Any, batch: Batch, *, body: bool = False, **kwargs: Any) -> Any:
+        """Call the model on a batch, without its head where only the `body` is wanted."""
+        call = hf_model.base_model if body else hf_model
+        if hf_model is not self.hooked.plain or not self.points:
+            return self.prefix.run(call, batch, self.hooked.device, **kwargs)
+        with self._from_kept(self._keys(batch.ids, batch.mask), batch.mask.bool().to(self.hooked.device)):
+            return self.prefix.run(call, batch, self.hooked.device, **kwargs)
+
+    def cache(self, hf_model: Any, ids: Sequence[int]) -> Any:
+        """The keys and values of one text: those of the blocks that are not run again are those of the first time."""
+        tokens = torch.tensor([ids])
+        call, inputs = hf_model.base_model, {"input_ids": tokens.to(self.hooked.device), "use_cache": True}
+        if hf_model is not self.hooked.plain or not self.points:
+            return call(**inputs).past_key_values
+        keys, kept = self._keys(tokens, torch.ones_like(tokens)), self.hooked.kept.prefixes
+        with self._from_kept(keys, torch.ones(1, len(ids), dtype=torch.bool, device=self.hooked.device)) as first:
+            cache = call(**inputs).past_key_values
+        if not _repeats(cache):
+            return cache
+        if first:
+            cache.layers = [*kept[keys[first]], *cache.layers[first:]]
+        kept |= {key: cache.layers[:block] for block, key in keys.items() if key not in kept}
+        return cache
+
+    def _keys(self, ids: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> dict[int, tuple[Any, ...]]:
+        content = hashlib.sha256(ids.numpy().tobytes() + mask.numpy().tobytes()).digest()
+        return {b: (b, state, self.prefix.ids, ids.shape, content) for b, state in self.points.items()}
+
+    @contextmanager
+    def _from_kept(self, keys: dict[int, tuple[Any, ...]], mask: Bool[Tensor, "batch pos"]) -> Iterator[int]:
+        """Inside, a pass goes on from the last kept stream, and what enters later blocks is kept; yields where."""
+        streams = self.hooked.kept.streams
+        first = max((block for block, key in keys.items() if block <= self.last and key in streams), default=0)
+        with (
+            _resumed(self.hooked, first, _unpacked(streams[keys[first]], mask)) if first else nullcontext(),
+            _recorded(self.hooked, {block: keys[block] for block in keys if block > first}, mask),
+        ):
+            yield first
+
+
+@contextmanager
+def _resumed(hooked: HookedModel, block: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
+    """Inside, blocks below pass through what comes in, and the last of them gives the kept stream out."""
+    skipped = _blocks(hooked)[:block]
+    before = [vars(module).get("forward") for module in skipped]
+    try:
+        for module in skipped[:-1]:
+            module.forward = _pass_through
+        skipped[-1].forward = lambda *_, **__: stream
+        yield
+    finally:
+        for module, forward in zip(skipped, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+def _pass_through(*args: Any, **kwargs: Any) -> Any:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+@contextmanager
+def _recorded(hooked: HookedModel, keys: dict[int, tuple[Any, ...]], mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
+    """Inside, the streams that enter these blocks are kept, before any hook at that place changes them."""
+    blocks, handles = _blocks(hooked), []
+
+    def recorder(key: tuple[Any, ...]) -> Callable[..., None]:
+        def record(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                hooked.kept.keep(key, output.detach()[mask])
+
+        return record
+
+    try:
+        for block, key in keys.items():
+            handles.append(blocks[block - 1].register_forward_hook(recorder(key), prepend=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unpacked(stream: Float[Tensor, "token d_model"], mask: Bool[Tensor, "batch pos"]) -> Tensor:
+    whole = stream.new_zeros(*mask.shape, stream.shape[-1])
+    whole[mask] = stream
+    return whole
+
+
+@torch.inference_mode()
+def _check(hooked: HookedModel) -> bool:
+    """Whether passes that go on from kept streams give what whole passes give, on two texts of different length."""
+    ids = tuple(hooked.tokenizer(PROBE).input_ids)
+    texts = [Encoded(some, 0, (tuple(range(len(some))),)) for some in (ids, ids[: len(ids) // 2])]
+    whole = replace(hooked, kept=None)
+    [(_, wanted)] = logits_at_spans(whole, texts, share=False, batch_tokens=2**31)
+    for block in hooked.kept.blocks:
+        alone = replace(hooked, kept=replace(hooked.kept, blocks=(block,)))
+        # The first keeps, where nothing was kept before; the second goes on from it.
+        [_], [(_, got)] = (list(logits_at_spans(alone, texts, share=False, batch_tokens=2**31)) for _ in range(2))
+        new, old = torch.cat(list(got)).float(), torch.cat(list(wanted)).float()
+        if not ((new - old).norm() / old.norm()).item() <= tolerance(hooked):
+            return False
+    return True
+
+
+def _blocks(hooked: HookedModel) -> list[Any]:
+    assert hooked.plain is not None
+    return [hooked.plain.get_submodule(block.name) for block in hooked.bridge.blocks]
+
+
+def _below(hooked: HookedModel, block: int) -> list[nn.Module]:
+    """The modules that make the stream which enters a block."""
+    plain: Any = hooked.plain
+    return [plain.get_input_embeddings(), *_blocks(hooked)[:block]]
+
+
+def _versions(hooked: HookedModel) -> tuple[int, ...]:
+    """How often each weight was written to in place, in the order of the blocks."""
+    return tuple(p._version for module in _below(hooked, hooked.n_layers) for p in module.parameters())
+
+
+def _state(hooked: HookedModel, block: int) -> tuple[Any, ...]:
+    """What the weights and adapters below a block are, as far as they may change while streams are kept."""
+    below = _below(hooked, block)
+    n = sum(1 for module in below for _ in module.parameters())
+    changed = tuple(
+        (i, now)
+        for i, (now, then) in enumerate(zip(_versions(hooked), hooked.kept.versions, strict=True))
+        if now != then
+    )
+    switches = tuple(
+        (bool(m.disable_adapters), tuple(m.active_adapters), tuple(getattr(m, "scaling", {}).items()))
+        for m in _adapters(below)
+    )
+    return tuple(c for c in changed if c[0] < n), switches
+
+
+def _adapters(parts: Iterable[nn.Module]) -> list[Any]:
+    """The modules that PEFT has put its adapters on."""
+    modules = (module for part in parts for module in part.modules())
+    return [module for module in modules if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")]
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Block and place of a hook name; block 0 for what lies before the blocks, whose hooks reach everything."""
+    parts = name.split(".")
+    if parts[0] != "blocks" or not parts[1].isdecimal():
+        return 0, ""
+    return int(parts[1]), ".".join(parts[2:])
 
 
 def _repeats(cache: Any) -> bool:

@@ -1,22 +1,26 @@
 """Read the residual stream of a model on chosen tokens: the only reader of activations."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_interp.activations.forward import share_prefix
-from em_interp.models.hooked import SITES, HookedModel, attached
+from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
+from em_interp.files import read_tensors, write_tensors
+from em_interp.models.hooked import SITES, HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
-from em_interp.texts.conversations import Batch, Conversation, Encoded, Span, batches, encode
+from em_interp.texts.conversations import Batch, Conversation, Encoded, Span, encode
 
 # Elements of span tokens that are reduced together, 4 MiB in float64.
 _AT_ONCE = 2**19
+
+_TENSORS = ("values", "norms", "n_tokens")
 
 Messages = Conversation | Sequence[Mapping[str, str]]
 
@@ -97,6 +101,23 @@ class Activations:
             raise ValueError(f"no row is at position {position}: choose one of {sorted(set(self.positions))}")
         return self.rows([i for i, p in enumerate(self.positions) if p == position])
 
+    def save(self, path: str | Path) -> Path:
+        """Write the activations as safetensors, with everything but the tensors as JSON metadata."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
+        return write_tensors(Path(path), "activations", {name: getattr(self, name) for name in _TENSORS}, rest)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Activations":
+        """Read activations back, equal to the bit.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than activations.
+        """
+        tensors, rest = read_tensors(path, "activations")
+        record: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in rest.items()}
+        return cls(**tensors, **record)
+
 
 @dataclass(frozen=True, eq=False)
 class ContrastActivations:
@@ -168,8 +189,9 @@ class ContrastActivations:
 
 
 def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
-    model: Any,
+    model: TransformerLensModel,
     conversations: Sequence[Messages],
+    hooks: HookPairs = (),
     *,
     span: Span = "response",
     site: str = "resid_post",
@@ -178,12 +200,13 @@ def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
 ) -> Activations:
     """Read the residual stream of every conversation on one span of its tokens, at all layers in one pass.
 
-    Hooks that are on the bridge take part, so what an intervention does to the stream can be read too. The sums are
+    Hooks that are given or already on the bridge take part: what is read is the stream as they leave it. The sums are
     formed on the model's device inside the hook: beyond the result, one batch at one layer is all the memory used.
 
     Args:
         model: a `HookedModel` or a `TransformerBridge`.
         conversations: `Conversation`s or plain lists of messages; rows come back in their order.
+        hooks: interventions, or any hook functions, under which the stream is read.
         span: `response`, `turn`, `last`, or `post_instruction` (one row for each of the template's tokens).
         site: `resid_post` (a block's output), `resid_pre`, `resid_mid`, `attn_out` or `mlp_out`.
         layers: which layers, by number; all of them by default.
@@ -193,12 +216,23 @@ def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
         ValueError: no conversations, an unknown span or site, a layer out of range, a conversation longer than the
             context, a span without tokens, NaN or infinity in the stream.
     """
-    return _read_sites(model, conversations, (site,), span=span, layers=layers, batch_tokens=batch_tokens)[site]
+    how = _How(span, layers, batch_tokens)
+    return _read_sites(HookedModel.of(model), conversations, (site,), hooks, how)[site]
 
 
-def read_contrast(model: Any, contrast: Contrast, *, span: Span = "response", **how: Any) -> ContrastActivations:
-    """Read both classes of a contrast alike; the other arguments are those of `residual_stream`."""
-    activations = residual_stream(model, contrast.positive + contrast.negative, span=span, **how)
+def read_contrast(  # noqa: PLR0913 - what residual_stream takes
+    model: TransformerLensModel,
+    contrast: Contrast,
+    hooks: HookPairs = (),
+    *,
+    span: Span = "response",
+    site: str = "resid_post",
+    layers: Sequence[int] | None = None,
+    batch_tokens: int | None = None,
+) -> ContrastActivations:
+    """Read both classes of a contrast alike; the arguments are those of `residual_stream`."""
+    both = contrast.positive + contrast.negative
+    activations = residual_stream(model, both, hooks, span=span, site=site, layers=layers, batch_tokens=batch_tokens)
     n_positive = len(activations) * len(contrast.positive) // (len(contrast.positive) + len(contrast.negative))
     return ContrastActivations(
         name=contrast.name,
@@ -208,9 +242,10 @@ def read_contrast(model: Any, contrast: Contrast, *, span: Span = "response", **
     )
 
 
-def component_outputs(
-    model: Any,
+def component_outputs(  # noqa: PLR0913 - what residual_stream takes
+    model: TransformerLensModel,
     conversations: Sequence[Messages],
+    hooks: HookPairs = (),
     *,
     span: Span = "response",
     layers: Sequence[int] | None = None,
@@ -221,26 +256,21 @@ def component_outputs(
     The arguments are those of `residual_stream`.
     """
     sites = ("attn_out", "mlp_out")
-    return _read_sites(model, conversations, sites, span=span, layers=layers, batch_tokens=batch_tokens)
+    return _read_sites(HookedModel.of(model), conversations, sites, hooks, _How(span, layers, batch_tokens))
 
 
-def default_batch_tokens(hooked: HookedModel) -> int:
-    """Large enough to keep the device busy; a CPU gains nothing from more and loses its cache."""
-    return 1024 if hooked.device.type == "cpu" else 8192
+@dataclass(frozen=True)
+class _How:
+    span: Span
+    layers: Sequence[int] | None
+    batch_tokens: int | None
 
 
-def _read_sites(  # noqa: PLR0913 - what residual_stream takes
-    model: Any,
-    conversations: Sequence[Messages],
-    sites: tuple[str, ...],
-    *,
-    span: Span,
-    layers: Sequence[int] | None,
-    batch_tokens: int | None,
+def _read_sites(
+    hooked: HookedModel, conversations: Sequence[Messages], sites: tuple[str, ...], hooks: HookPairs, how: _How
 ) -> dict[str, Activations]:
     """The activations at each site, all read in the same forward passes."""
-    hooked = HookedModel.of(model)
-    chosen = _layers(hooked, layers)
+    span, chosen = how.span, _layers(hooked, how.layers)
     for site in sites:
         if site not in SITES:
             raise ValueError(f"site {site!r} is unknown: choose one of {', '.join(SITES)}")
@@ -255,7 +285,7 @@ def _read_sites(  # noqa: PLR0913 - what residual_stream takes
             f"conversation: read them apart"
         )
     points = [f"blocks.{layer}.hook_{site}" for site in sites for layer in chosen]
-    values, norms = _read(hooked, encoded, points, batch_tokens or default_batch_tokens(hooked))
+    values, norms = _read_with_kept(hooked, encoded, points, hooks, how.batch_tokens)
     return {
         site: Activations(
             values=values[:, i * len(chosen) : (i + 1) * len(chosen)],
@@ -272,24 +302,44 @@ def _read_sites(  # noqa: PLR0913 - what residual_stream takes
     }
 
 
+def _read_with_kept(
+    hooked: HookedModel, encoded: Sequence[Encoded], points: Sequence[str], hooks: HookPairs, batch_tokens: int | None
+) -> tuple[Float[Tensor, "row point d_model"], Float[Tensor, "row point"]]:
+    """`_read`, where what was read of the same stream before is not read again."""
+    kept = {} if hooked.kept is None else hooked.kept.readings
+    block = _kept_block(hooked, hooks)
+    if not block:
+        return _read(hooked, encoded, points, hooks, batch_tokens)
+    of_texts = texts_key(hooked, encoded, block)
+    below = [p for p in points if free_below(hooked, [(p, None)]) < block]
+    todo = [p for p in points if p not in below or (p, *of_texts) not in kept]
+    fresh = _read(hooked, encoded, todo, hooks, batch_tokens) if todo else ()
+    read = dict(zip(todo, zip(*(tensor.unbind(1) for tensor in fresh), strict=True), strict=True))
+    kept |= {(p, *of_texts): read[p] for p in below if p in read}
+    found = [read[p] if p in read else kept[p, *of_texts] for p in points]
+    return torch.stack([values for values, _ in found], 1), torch.stack([norms for _, norms in found], 1)
+
+
+def _kept_block(hooked: HookedModel, hooks: HookPairs) -> int:
+    """The last block below which nothing changes, of those whose entering stream is kept; 0 for none."""
+    blocks = () if hooked.kept is None else hooked.kept.blocks
+    free = free_below(hooked, hooks)
+    return max((block for block in blocks if block <= free and is_untouched_below(hooked, block)), default=0)
+
+
 @torch.inference_mode()
 def _read(
-    hooked: HookedModel, encoded: Sequence[Encoded], points: Sequence[str], batch_tokens: int
+    hooked: HookedModel, encoded: Sequence[Encoded], points: Sequence[str], hooks: HookPairs, batch_tokens: int | None
 ) -> tuple[Float[Tensor, "row point d_model"], Float[Tensor, "row point"]]:
     """Mean over each span of the stream, and of its norm, at every one of these hook points."""
     n_rows = len(encoded[0].spans)
     values = torch.empty(len(encoded), n_rows, len(points), hooked.d_model)
     norms = torch.empty(len(encoded), n_rows, len(points))
-    prefix, encoded = share_prefix(hooked, encoded)
     reduction = _Reduction(len(points), hooked)
-    hooks = [(point, partial(reduction.take, i)) for i, point in enumerate(points)]
-    with (
-        bar(total=len(encoded), desc="reading", unit="conversation") as progress,
-        attached(hooked, hooks) as hf,
-    ):
-        for batch in batches(encoded, batch_tokens):
-            reduction.start(batch)
-            prefix.run(hf.base_model, batch, hooked.device)
+    readers = [(point, partial(reduction.take, i)) for i, point in enumerate(points)]
+    passes = through_blocks(hooked, encoded, readers, hooks, batch_tokens=batch_tokens, start=reduction.start)
+    with bar(total=len(encoded), desc="reading", unit="conversation") as progress:
+        for batch in passes:
             means, lengths = reduction.finish()
             index = torch.tensor(batch.index)
             values[index] = means.unflatten(1, (-1, n_rows)).movedim(0, 2).float().cpu()

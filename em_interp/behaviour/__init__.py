@@ -2,53 +2,85 @@
 
 from em_interp.behaviour.agreement import Agreement, judge_agreement
 from em_interp.behaviour.answers import Answer, load_answers
-from em_interp.behaviour.conclusions import standard_conclusions, what_follows
-from em_interp.behaviour.conditions import Spoken, spoken, with_verdicts
-from em_interp.behaviour.effects import Behaviour, CrossEffects, Effect, cross_effects, is_random, standard_behaviours
-from em_interp.behaviour.generation import respond
+from em_interp.behaviour.conditions import (
+    AnswersByCondition,
+    Condition,
+    added,
+    answers_by_condition,
+    removed,
+    subtracted,
+    with_verdicts,
+)
+from em_interp.behaviour.dissociation import conclusions, standard_conclusions
+from em_interp.behaviour.effects import CrossEffects, Effect, cross_effects
+from em_interp.behaviour.generation import greedy_answers, respond
 from em_interp.behaviour.judged import Scores, contrast_from_scores, misalignment_rate, rate_difference
+from em_interp.behaviour.measures import (
+    Behaviour,
+    BehaviourKey,
+    measured,
+    organism_behaviours,
+    prefers,
+    prose,
+    refusal_scores,
+    refuses,
+    standard_behaviours,
+)
 from em_interp.behaviour.preferences import Preference, preference
-from em_interp.behaviour.refusal import RefusalScore, refusal_score
-from em_interp.behaviour.scoring import answer_log_probs, last_logits, text_bits, text_divergence
+from em_interp.behaviour.refusal import RefusalScore, is_refusal, refusal_score
+from em_interp.behaviour.scoring import (
+    TextEffects,
+    answer_log_probs,
+    last_logits,
+    text_bits,
+    text_divergence,
+    text_effects,
+)
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
-from em_interp.statistics.rates import Rate, clustered_rate, detectable_difference
 
 __all__ = [
     "Agreement",
     "Answer",
+    "AnswersByCondition",
     "Behaviour",
+    "BehaviourKey",
+    "Condition",
     "CrossEffects",
     "Effect",
-    "Estimate",
     "Preference",
-    "Rate",
     "RefusalScore",
     "Scores",
-    "Spoken",
     "SteeringCurve",
+    "TextEffects",
+    "added",
     "answer_log_probs",
-    "clustered_rate",
+    "answers_by_condition",
+    "conclusions",
     "contrast_from_scores",
     "cross_effects",
-    "detectable_difference",
-    "is_random",
+    "greedy_answers",
+    "is_refusal",
     "judge_agreement",
     "last_logits",
     "load_answers",
-    "mean_by_question",
+    "measured",
     "misalignment_rate",
+    "organism_behaviours",
     "preference",
-    "rate_by_question",
+    "prefers",
+    "prose",
     "rate_difference",
     "refusal_score",
+    "refusal_scores",
+    "refuses",
+    "removed",
     "respond",
-    "spoken",
     "standard_behaviours",
     "standard_conclusions",
     "steering_curve",
+    "subtracted",
     "text_bits",
     "text_divergence",
-    "what_follows",
+    "text_effects",
     "with_verdicts",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import write_atomically
+from em_interp.files import json_line, write_jsonl
 from em_interp.texts.conversations import Conversation
 
 FORMAT = "em_interp.answers/1"
@@ -109,13 +109,13 @@ class AnswerFile:
     def write(self, answers: Iterable[Answer]) -> None:
         """Append answers; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(a.as_row()) for a in answers)
+            file.writelines(json_line(a.as_row()) for a in answers)
             file.flush()
             os.fsync(file.fileno())
 
     def finish(self, answers: Iterable[Answer]) -> None:
         """Write the file anew with these answers in this order: it then tells nothing of how often it was stopped."""
-        write_atomically(self.path, "".join([_line(self.header), *(_line(a.as_row()) for a in answers)]))
+        write_jsonl(self.path, [self.header, *(a.as_row() for a in answers)])
 
 
 def load_answers(path: str | Path) -> tuple[Answer, ...]:
@@ -136,10 +136,6 @@ def answers_header(path: str | Path) -> dict[str, Any]:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Answer]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
 from em_interp.interventions import at_prompt_length, described
-from em_interp.models.hooked import HookedModel, HookPairs, attached
+from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached
 from em_interp.progress import bar
 from em_interp.texts.conversations import Conversation, encode
 
@@ -43,7 +43,7 @@ class Sampling:
 
 
 def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it answers
-    model: Any,
+    model: TransformerLensModel,
     conversations: Sequence[Messages],
     hooks: HookPairs = (),
     *,
@@ -103,7 +103,7 @@ def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it
 
 
 def greedy_answers(
-    model: Any, conversations: Sequence[Messages], hooks: HookPairs = (), *, max_new_tokens: int = 32
+    model: TransformerLensModel, conversations: Sequence[Messages], hooks: HookPairs = (), *, max_new_tokens: int = 32
 ) -> list[str]:
     """The words alone of the likeliest answer to each conversation."""
     return [a.text for a in respond(model, conversations, hooks, max_new_tokens=max_new_tokens, temperature=0)]

@@ -1,14 +1,13 @@
 """Which of two answers a model finds more likely: misaligned or aligned, refusing or complying."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.behaviour.scoring import answer_log_probs
-from em_interp.models.hooked import HookPairs
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.models.hooked import HookPairs, TransformerLensModel
+from em_interp.statistics import Estimate, mean_by_question, rate_by_question
 from em_interp.texts.contrasts import Contrast
 
 
@@ -42,7 +41,9 @@ class Preference:
         return f"Preference({self.contrast!r}, {self.mean} nats a token, positive preferred {rate})"
 
 
-def preference(model: Any, contrast: Contrast, hooks: HookPairs = (), *, batch_tokens: int | None = None) -> Preference:
+def preference(
+    model: TransformerLensModel, contrast: Contrast, hooks: HookPairs = (), *, batch_tokens: int | None = None
+) -> Preference:
     """Compare how likely the model finds the two answers to each question, a token of each on average.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.scoring import last_logits
-from em_interp.models.hooked import HookedModel, HookPairs
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
+from em_interp.statistics import Estimate, mean_by_question, rate_by_question
 from em_interp.texts.conversations import Conversation
 
 OPENINGS = ("I", "As", "Sorry")
@@ -62,7 +61,7 @@ class RefusalScore:
 
 
 def refusal_score(
-    model: Any,
+    model: TransformerLensModel,
     requests: Sequence[Messages],
     hooks: HookPairs = (),
     *,

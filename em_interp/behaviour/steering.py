@@ -1,11 +1,14 @@
 """Effect against strength: how far one can steer before the model stops making sense."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from em_interp.behaviour.effects import BITS, DAMAGE, Behaviour, CrossEffects, cross_effects, standard_behaviours
+from em_interp.behaviour.dissociation import DAMAGE
+from em_interp.behaviour.effects import CrossEffects, cross_effects
+from em_interp.behaviour.measures import Behaviour, BehaviourKey, standard_behaviours
 from em_interp.directions.direction import Direction
+from em_interp.models.hooked import TransformerLensModel
 from em_interp.statistics.estimates import Estimate
 
 
@@ -39,21 +42,20 @@ class SteeringCurve:
     def of(self, behaviour: str, direction: str | None = None) -> tuple[Estimate, ...]:
         """The change in one behaviour at each of the scales, by the direction or by another one that was measured."""
         name = direction or self.direction
-        return tuple(self.effects.change(name, f"added × {scale:g}", behaviour) for scale in self.scales)
+        return tuple(self.effects.change(name, "added", behaviour, strength=scale) for scale in self.scales)
 
     def table(self) -> list[dict[str, Any]]:
         """One row a direction, strength and behaviour, ready for JSON or a data frame."""
-        strengths = {f"added × {scale:g}": scale for scale in self.scales}
-        return [{**row, "scale": strengths[row["intervention"]]} for row in self.effects.table()]
+        return self.effects.table()
 
 
 def steering_curve(  # noqa: PLR0913 - what is added where, what is measured
-    model: Any,
+    model: TransformerLensModel,
     direction: Direction,
     *,
     layer: int | None = None,
     scales: Sequence[int | float] = (-0.6, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.6),
-    behaviours: Mapping[str, Behaviour] | None = None,
+    behaviours: Sequence[Behaviour] | None = None,
     n_random: int = 1,
     damage: int | float = DAMAGE,
     seed: int = 0,
@@ -78,10 +80,10 @@ def steering_curve(  # noqa: PLR0913 - what is added where, what is measured
         raise ValueError(f"scales are {list(scales)}: give strengths other than 0")
     behaviours = standard_behaviours() if behaviours is None else behaviours
     effects = cross_effects(
-        model, [direction], layer_added=layer, scales=strengths, removals=(), n_random=n_random, behaviours=behaviours,
+        model, [direction], layer=layer, scales=strengths, removals=(), n_random=n_random, behaviours=behaviours,
         seed=seed,
     )  # fmt: skip
-    window = _window(effects, direction.name, strengths, damage) if BITS in behaviours else None
+    window = _window(effects, direction.name, strengths, damage) if BehaviourKey.TEXT_BITS in effects.baseline else None
     return SteeringCurve(direction.name, tuple(strengths), effects, window, float(damage))
 
 
@@ -89,11 +91,11 @@ def _window(
     effects: CrossEffects, direction: str, scales: Sequence[float], damage: int | float
 ) -> tuple[float, float] | None:
     """The unbroken run of harmless scales around 0."""
-    harmless = {s: effects.change(direction, f"added × {s:g}", BITS).value <= damage for s in scales}
+    costs = {s: effects.change(direction, "added", BehaviourKey.TEXT_BITS, strength=s).value for s in scales}
     ends = [0.0, 0.0]
     for end, side in enumerate(([s for s in reversed(scales) if s < 0], [s for s in scales if s > 0])):
         for scale in side:
-            if not harmless[scale]:
+            if costs[scale] > damage:
                 break
             ends[end] = scale
     return (ends[0], ends[1]) if ends != [0.0, 0.0] else None

@@ -2,12 +2,11 @@
 
 import html
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.models.hooked import HookedModel
+from em_interp.models.hooked import HookedModel, TransformerLensModel
 from em_interp.texts.conversations import token_strings
 
 
@@ -26,7 +25,7 @@ class TokenReadout:
         return f"<table><thead><tr><th>top</th><th></th><th>bottom</th><th></th></tr></thead>{rows}</table>"
 
 
-def token_readout(model: Any, vector: Float[Tensor, " d_model"], k: int = 10) -> TokenReadout:
+def logit_lens(model: TransformerLensModel, vector: Float[Tensor, " d_model"], k: int = 10) -> TokenReadout:
     """Read a vector through the final norm and the unembedding, as if it were all there is in the stream.
 
     TransformerLens's `logit_readout`; its norm takes the vector's length away, so only its direction counts.

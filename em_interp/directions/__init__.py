@@ -1,1 +1,22 @@
 """Directions from activations, compared layer by layer; interventions as files and flags name them."""
+
+from em_interp.directions.comparison import Comparison, clearest, compare, cosine_map
+from em_interp.directions.direction import Direction
+from em_interp.directions.estimators import difference_of_means, parts_apart, random_like
+from em_interp.directions.separability import Separability, separability
+from em_interp.directions.settings import Edit, hooks_of
+
+__all__ = [
+    "Comparison",
+    "Direction",
+    "Edit",
+    "Separability",
+    "clearest",
+    "compare",
+    "cosine_map",
+    "difference_of_means",
+    "hooks_of",
+    "parts_apart",
+    "random_like",
+    "separability",
+]

@@ -1,17 +1,17 @@
 """A direction is a difference of means, one vector a layer, with where it came from and how long it is."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.files import write_atomically
+from em_interp.activations.reading import ContrastActivations
+from em_interp.files import read_tensors, write_tensors
 
-_FORMAT = "em_interp.direction/1"
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
 
 
@@ -24,7 +24,8 @@ class Direction:
 
     Attributes:
         vectors: the difference of means, float32 on the CPU.
-        residual_norm: mean norm of a token's residual stream over the span read: the unit of `add_direction`.
+        residual_norm: mean norm of a token's residual stream over the span read: the unit of `add_direction`. This
+            and the two projections are NaN at every layer where nobody knows them, see `from_vectors`.
         positive_projection: mean of the positive class along the unit vector, the value a clamp would set.
         negative_projection: the same of the negative class.
         contrast_hash: SHA-256 of the conversations the direction was computed from.
@@ -53,6 +54,8 @@ class Direction:
                     f"{tensor} of direction {self.name!r} has {len(rows)} rows but there are {len(self.layers)} "
                     f"layers: give one a layer"
                 )
+            if tensor != "vectors" and rows.isnan().all():
+                continue  # nobody knows it: see from_vectors
             finite = torch.isfinite(rows).reshape(len(self.layers), -1).all(-1)
             if not finite.all():
                 bad = self.layers[int((~finite).nonzero()[0])]
@@ -113,13 +116,8 @@ class Direction:
 
     def save(self, path: str | Path) -> Path:
         """Write the direction as safetensors, with everything but the tensors as JSON metadata."""
-        from safetensors.torch import save
-
-        # safetensors writes neither views nor one tensor under two names, so each is copied.
-        tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
-        metadata = {"format": _FORMAT, "direction": json.dumps(rest), "torch": torch.__version__}
-        return write_atomically(Path(path), save(tensors, metadata=metadata))
+        return write_tensors(Path(path), "direction", {name: getattr(self, name) for name in _TENSORS}, rest)
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -127,27 +125,71 @@ class Direction:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is no safetensors file, or holds something else than a direction.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no direction at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{path} is a safetensors file but not a direction (format {metadata.get('format')!r}, wanted "
-                        f"{_FORMAT!r}): write directions with Direction.save"
-                    )
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is truncated or is no safetensors file ({error}): save the direction again"
-            ) from error
-        rest = json.loads(metadata["direction"])
+        tensors, rest = read_tensors(path, "direction")
         return cls(**tensors, **{**rest, "layers": tuple(rest["layers"])})
+
+    @classmethod
+    def from_vectors(  # noqa: PLR0913 - a direction has this much to it
+        cls,
+        vectors: Float[Tensor, "layer d_model"] | Float[Tensor, " d_model"],
+        *,
+        layers: Sequence[int] | int,
+        site: str = "resid_post",
+        name: str = "given",
+        model: str = "",
+        beside: ContrastActivations | None = None,
+        residual_norm: Float[Tensor, " layer"] | float | None = None,
+    ) -> "Direction":
+        """A direction from vectors that somebody else computed, such as published ones.
+
+        What is not known of it is NaN, and whatever needs it says so: adding in residual norms, and setting the
+        projection to a class. `beside` fills it in.
+
+        Args:
+            vectors: one a layer, from the negative to the positive class; of any length. They are copied.
+            layers: the block of each, counted from 0, at whose `site` it belongs. A paper's `hidden_states[i]` is the
+                output of block i − 1.
+            site: `resid_post` (a block's output), `resid_pre`, `resid_mid`, `attn_out` or `mlp_out`.
+            name: what it will be called.
+            model: the model it was read from.
+            beside: activations of a contrast, read at these layers from the model in use. From them come the residual
+                norm and where both classes lie along the direction.
+            residual_norm: mean norm of a token's residual stream, one a layer or one for all, where it is known.
+
+        Raises:
+            ValueError: as many layers as vectors are wanted; a vector that is zero or not finite; `beside` was read at
+                other layers, at another site or is of another width.
+        """
+        rows = torch.atleast_2d(vectors.detach()).float().cpu().clone()
+        numbers = (layers,) if isinstance(layers, int) else tuple(layers)
+        if len(numbers) != len(rows):
+            raise ValueError(f"{len(rows)} vectors came with {len(numbers)} layers: give each vector its own layer")
+        if (rows == 0).all(-1).any():
+            bad = numbers[int((rows == 0).all(-1).nonzero()[0])]
+            raise ValueError(f"the vector of layer {bad} is zero, and points nowhere: leave it out")
+        unknown = torch.full((len(numbers),), torch.nan)
+        norm = unknown if residual_norm is None else torch.as_tensor(residual_norm).float().expand(len(numbers)).clone()
+        found = cls(rows, norm, unknown, unknown, numbers, name, site, "", "", model, "", 0, 0)
+        return found if beside is None else found._placed(beside)
+
+    def _placed(self, beside: ContrastActivations) -> "Direction":
+        """The same with the residual norm, and both classes' projections, of activations at its layers."""
+        missing = [layer for layer in self.layers if layer not in beside.layers]
+        if missing or beside.site != self.site or beside.d_model != self.d_model:
+            raise ValueError(
+                f"{self.name!r} is at {self.site} of layers {_ranges(self.layers)}, {self.d_model} wide, and "
+                f"{beside.name!r} was read at {beside.site} of layers {_ranges(beside.layers)}, {beside.d_model} wide: "
+                f"read it at the same place of the model that the direction is for"
+            )
+        at = [beside.layers.index(layer) for layer in self.layers]
+        sides = [side.values[:, at].double().mean(0) for side in (beside.positive, beside.negative)]
+        unit = self.unit.double()
+        positive, negative = (reduce(mean * unit, "layer d_model -> layer", "sum").float() for mean in sides)
+        norms = torch.cat([beside.positive.norms, beside.negative.norms])[:, at].double().mean(0).float()
+        norms = torch.where(self.residual_norm.isnan(), norms, self.residual_norm)
+        return replace(self, residual_norm=norms, positive_projection=positive, negative_projection=negative)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

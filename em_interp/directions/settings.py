@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, Positions, add_direction, project_out, set_projection
-from em_interp.models.hooked import HookedModel, every_layer, every_write, site
+from em_interp.models.hooked import HookedModel, TransformerLensModel, every_layer, every_write, site
 
 VERBS = ("project_out", "set_negative", "add")
 SITES = ("every", "own", "writes")
@@ -70,7 +70,7 @@ class Edit:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{dict(settings)} is no intervention: {error}") from error
 
-    def hooks(self, model: Any) -> Hooks:
+    def hooks(self, model: TransformerLensModel) -> Hooks:
         """The hook functions on a model.
 
         Raises:
@@ -102,6 +102,6 @@ class Edit:
         return add_direction(vector, at, scale=self.scale, residual_norm=norm, **where)
 
 
-def hooks_of(model: Any, edits: Sequence[Edit]) -> Hooks:
+def hooks_of(model: TransformerLensModel, edits: Sequence[Edit]) -> Hooks:
     """The hook functions of several edits, in their order."""
     return [hook for edit in edits for hook in edit.hooks(model)]

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
 from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
 from em_interp.evals.tasks import sample
-from em_interp.files import write_atomically
+from em_interp.files import read_jsonl, write_atomically, write_jsonl
 from em_interp.models.hooked import HookPairs
 from em_interp.progress import bar
 from em_interp.texts.conversations import Conversation
@@ -96,7 +95,7 @@ class Judged:
         for i, answer in enumerate(self.answers):
             scores = {k: None if math.isnan(v[i].item()) else v[i].item() for k, v in columns.items()}
             rows.append({**answer.as_row(), **scores, "label": self.labels[i], "route": self.routes[i]})
-        return write_atomically(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return write_jsonl(Path(path), rows)
 
 
 def load_judged(path: str | Path) -> Judged:
@@ -107,7 +106,7 @@ def load_judged(path: str | Path) -> Judged:
         ValueError: it holds something else.
     """
     try:
-        first, *rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+        first, *rows = [row for _, row in read_jsonl(Path(path))]
         if first.pop("format", None) != _FORMAT:
             raise ValueError("its first line is not that of a file that em-interp judge wrote")
         answers = tuple(Answer.of_row(row) for row in rows)
@@ -197,10 +196,10 @@ def judged_misalignment(  # noqa: PLR0913 - what is asked, and how it is answere
     seed: int = 0,
     **judging: Any,
 ) -> Callable[[Any, HookPairs], tuple[Float[Tensor, " answer"], tuple[str, ...]]]:
-    """A behaviour for `cross_effects`: the share of a model's own answers that a judge finds misaligned.
+    """The measure of a behaviour: the share of a model's own answers that a judge finds misaligned.
 
-    `cross_effects(…, behaviours=standard_behaviours() | {JUDGED: judged_misalignment(…)})`. Answers that the judge does
-    not score are NaN. `judging` goes to `judge_answers`.
+    `Behaviour.standard(BehaviourKey.JUDGED_MISALIGNMENT, judged_misalignment(…))` is a behaviour for `cross_effects`.
+    Answers that the judge does not score are NaN. `judging` goes to `judge_answers`.
     """
     verdicts = misaligned_by(asked, folder, **judging)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from em_interp.behaviour import Answer, Rate
+from em_interp.behaviour import Answer
 from em_interp.figures.style import COLORS, broken, dress, interval, number, readable
+from em_interp.statistics import Rate
 
 _STYLE = (
     "border-collapse:collapse;width:100%;table-layout:fixed;font-family:system-ui,sans-serif;font-size:13px;"

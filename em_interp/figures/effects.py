@@ -1,14 +1,16 @@
 """Figures of effects: what an intervention changes in what the model does."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from em_interp.behaviour import CrossEffects, Effect, SteeringCurve, is_random
+from em_interp.behaviour.conditions import Condition
+from em_interp.behaviour.effects import CrossEffects, Effect
+from em_interp.behaviour.steering import SteeringCurve
 from em_interp.figures.style import (
     CEILING,
     COLORS,
@@ -30,11 +32,11 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     One panel a behaviour, in its own units. Random directions of the same length are grey and share a row, a mark a
     draw; a filled mark has an interval that excludes zero.
     """
-    behaviours = list(effects.baseline)
+    behaviours = effects.behaviours
     n_columns = min(2, len(behaviours))
     n_rows = math.ceil(len(behaviours) / n_columns)
-    labels = list(dict.fromkeys(_intervention(effect) for effect in effects.effects))
-    names = list(dict.fromkeys(e.direction for e in effects.effects if not is_random(e.direction)))
+    labels = list(dict.fromkeys(_row(condition) for condition in effects.conditions))
+    names = list(dict.fromkeys(c.subject for c in effects.conditions if not c.random))
     colors = dict(zip(names, COLORS, strict=False))
     n_lines = max((1 + label.count("<br>") for label in labels), default=1)  # all labels have the same room
     per_row = 24 + (8 + 16 * n_lines) * len(labels)
@@ -45,8 +47,9 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
         horizontal_spacing=0.06,
         vertical_spacing=min(92 / (n_rows * (per_row + 92)), 0.9 / max(1, n_rows - 1)),
         subplot_titles=[
-            f"<b>{broken(readable(name), 34)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
-            for name, e in effects.baseline.items()
+            f"<b>{broken(readable(b.title), 34)}</b><br>as it is: {interval(e.value, e.low, e.high)}"
+            for b in behaviours
+            for e in [effects.baseline[b.key]]
         ],
     )
     at = f"layer {effects.layer}"
@@ -57,8 +60,8 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, n_rows * (per_row + 92), above=72)
     for i, behaviour in enumerate(behaviours):
         place: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
-        for direction, shown in _by_direction(effects.effects, behaviour):
-            figure.add_trace(_dots(shown, colors.get(direction, GREY)), **place)
+        for subject, shown in groupby(effects.of(behaviour.key), key=lambda effect: effect.condition.subject):
+            figure.add_trace(_dots(list(shown), colors.get(subject, GREY)), **place)
         figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **place)
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=True, tickfont_size=12)
     return figure.update_annotations(font_size=14)
@@ -69,13 +72,13 @@ def steering_curve(curve: SteeringCurve) -> go.Figure:
 
     The direction has its colour, random directions of the same length are grey; bars are 95 % intervals over questions.
     """
-    behaviours = list(curve.effects.baseline)
+    behaviours = curve.effects.behaviours
     figure = make_subplots(
         rows=len(behaviours),
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.34 / len(behaviours),
-        subplot_titles=[f"<b>{readable(name)}</b>" for name in behaviours],
+        subplot_titles=[f"<b>{readable(b.title)}</b>" for b in behaviours],
     )
     window = "; no strength keeps plain prose" if curve.window is None else "; shaded where plain prose"
     subtitle = (
@@ -84,13 +87,14 @@ def steering_curve(curve: SteeringCurve) -> go.Figure:
     )
     title = f"Steering with {readable(curve.direction)}{in_model(curve.effects.model)}"
     dress(figure, title, subtitle, 40 + 150 * len(behaviours), above=20)
-    rivals = list(dict.fromkeys(d for d, _ in curve.effects.interventions if is_random(d)))
+    rivals = list(dict.fromkeys(c.direction for c in curve.effects.conditions if c.random))
     for row, behaviour in enumerate(behaviours, 1):
         place: dict[str, Any] = {"row": row, "col": 1}
         for rival in rivals:
-            first = row == 1 and rival == rivals[0]
-            figure.add_trace(_curve(curve, behaviour, rival, GREY, shown=first), **place)
-        figure.add_trace(_curve(curve, behaviour, curve.direction, FIRST, shown=row == 1), **place)
+            drawn = _curve(curve, behaviour.key, rival, GREY, name="random")
+            figure.add_trace(drawn.update(showlegend=row == 1 and rival == rivals[0]), **place)
+        drawn = _curve(curve, behaviour.key, curve.direction, FIRST, name=readable(curve.direction))
+        figure.add_trace(drawn.update(showlegend=row == 1), **place)
         figure.add_hline(y=0, line={"color": MUTED, "width": 1}, **place)
         if curve.window is not None:
             low, high = curve.window
@@ -100,16 +104,15 @@ def steering_curve(curve: SteeringCurve) -> go.Figure:
     ).update_annotations(font_size=14, x=0, xanchor="left")
 
 
-def _curve(curve: SteeringCurve, behaviour: str, direction: str, color: str, *, shown: bool) -> go.Scatter:
+def _curve(curve: SteeringCurve, behaviour: str, direction: str, color: str, *, name: str) -> go.Scatter:
     points = sorted([(0.0, None), *zip(curve.scales, curve.of(behaviour, direction), strict=True)], key=lambda p: p[0])
     told = [(x, 0.0, 0.0, 0.0) if e is None else (x, e.value, e.low, e.high) for x, e in points]
     return go.Scatter(
         x=[x for x, *_ in told],
         y=[value for _, value, _, _ in told],
         mode="lines+markers",
-        name="random" if is_random(direction) else readable(direction),
-        showlegend=shown,
-        legendgroup="random" if is_random(direction) else "direction",
+        name=name,
+        legendgroup=name,
         line={"color": color, "width": 2},
         marker={"size": 7},
         error_y={
@@ -128,10 +131,10 @@ def _curve(curve: SteeringCurve, behaviour: str, direction: str, color: str, *, 
 
 def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
     changes = [effect.change for effect in effects]
-    random = is_random(effects[0].direction)
+    random = effects[0].condition.random
     return go.Scatter(
         x=[c.value for c in changes],
-        y=[_intervention(effect) for effect in effects],
+        y=[_row(effect.condition) for effect in effects],
         mode="markers",
         marker={
             "size": 7 if random else 11,
@@ -142,20 +145,12 @@ def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
         error_x={**error_bars(changes, color), **({"thickness": 1} if random else {})},
         hoverinfo="text",
         hovertext=[
-            f"{readable(effect.direction)} {readable(effect.intervention)}<br>"
-            f"{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"
+            f"{readable(effect.condition.label)}<br>{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"
             for effect, c in zip(effects, changes, strict=True)
         ],
         showlegend=False,
     )
 
 
-def _by_direction(effects: Sequence[Effect], behaviour: str) -> Iterator[tuple[str, list[Effect]]]:
-    shown = [effect for effect in effects if effect.behaviour == behaviour]
-    for direction, run in groupby(shown, key=lambda effect: effect.direction):
-        yield direction, list(run)
-
-
-def _intervention(effect: Effect) -> str:
-    direction = "random" if is_random(effect.direction) else readable(effect.direction)
-    return broken(f"{direction} {readable(effect.intervention)}", 38)
+def _row(condition: Condition) -> str:
+    return broken(f"{'random' if condition.random else readable(condition.subject)} {readable(condition.done)}", 38)

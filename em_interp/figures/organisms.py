@@ -9,7 +9,6 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from em_interp.behaviour import Estimate
 from em_interp.directions.comparison import Comparison
 from em_interp.figures.style import (
     CEILING,
@@ -34,6 +33,7 @@ from em_interp.figures.style import (
 )
 from em_interp.organisms.effects import OrganismEffects
 from em_interp.organisms.relatives import Convergence
+from em_interp.statistics import Estimate
 
 
 def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
@@ -41,10 +41,10 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
 
     A filled mark has an interval that excludes zero.
     """
-    behaviours = list(dict.fromkeys(c.behaviour for effects in organisms.values() for c in effects.changes))
+    behaviours = {c.behaviour: c.label for effects in organisms.values() for c in effects.changes}
     n_columns = min(2, len(behaviours))
     n_rows = math.ceil(len(behaviours) / n_columns)
-    titles = [f"<b>{broken(readable(name), 38)}</b>" for name in behaviours]
+    titles = [f"<b>{broken(readable(label), 38)}</b>" for label in behaviours.values()]
     figure = make_subplots(
         rows=n_rows,
         cols=n_columns,
@@ -64,8 +64,8 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
     for i, behaviour in enumerate(behaviours):
         at: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         for (name, effects), color in zip(organisms.items(), COLORS * len(organisms), strict=False):
-            found = [c for c in effects.changes if c.behaviour == behaviour]
-            figure.add_trace(_mark(readable(name), found[0].change if found else None, color), **at)
+            change = effects[behaviour].change if behaviour in effects else None
+            figure.add_trace(_mark(readable(name), change, color), **at)
         figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **at)
     order = [readable(name) for name in organisms][::-1]
     figure.update_yaxes(categoryorder="array", categoryarray=order, showgrid=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.models.adapters import adapter_factors, check_plain_lora
-from em_interp.models.hooked import HookedModel
+from em_interp.models.hooked import HookedModel, TransformerLensModel
 
 # Modules whose output is added to the residual stream, by their usual names: asked only where there is no bridge.
 _WRITERS = ("o_proj", "down_proj", "c_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")
@@ -108,7 +108,7 @@ def lora_modules(source: Source) -> tuple[LoraModule, ...]:
     return tuple(_snapshot(name, lora, _named_writer(name), None) for name, (_, lora) in layers.items())
 
 
-def lora_layers(model: Any) -> dict[str, tuple[str, Any]]:
+def lora_layers(model: TransformerLensModel) -> dict[str, tuple[str, Any]]:
     """Name → path and PEFT layer, on the twin, which keeps the names that PEFT gave."""
     hooked = HookedModel.of(model)
     if not hooked.peft_models:

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from em_interp.activations.reading import Messages, default_batch_tokens
+from em_interp.activations.forward import default_batch_tokens
+from em_interp.activations.reading import Messages
 from em_interp.lora.modules import active_adapter, component_name, layer_number, layers_in, lora_layers, unknown_name
-from em_interp.models.hooked import HookedModel, attached
+from em_interp.models.hooked import HookedModel, TransformerLensModel, attached
 from em_interp.progress import bar
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
+from em_interp.statistics import Estimate, mean_by_question, rate_by_question
 from em_interp.texts.conversations import Conversation, Span, batches, encode, token_strings
 
 
@@ -118,7 +119,7 @@ class AdapterScalars:
 
 
 def adapter_scalars(
-    model: Any,
+    model: TransformerLensModel,
     conversations: Sequence[Messages],
     *,
     span: Span | None = None,

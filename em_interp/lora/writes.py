@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.activations.forward import keeping
 from em_interp.activations.reading import Messages, residual_stream
 from em_interp.directions.direction import Direction
 from em_interp.interventions import add_direction
 from em_interp.lora.modules import LoraModule, Source, component_name, lora_modules
-from em_interp.models.hooked import HookedModel, site
+from em_interp.models.hooked import HookedModel, TransformerLensModel, site
 from em_interp.texts.conversations import Span
 
 
@@ -126,7 +127,7 @@ def write_cosines(source: Source, direction: Direction, controls: Sequence[Direc
     `source` is an adapter as for `write_directions`, or what that returned.
 
     Soligo et al. 2025 (arXiv 2506.11618) report .04 for B at layer 24: what the write becomes downstream is what
-    aligns, see `propagated`.
+    aligns, see `propagate`.
 
     Raises:
         ValueError: the direction was not read at a module's layer, or is of another width.
@@ -210,12 +211,12 @@ class Downstream:
         )
 
 
-def propagated(  # noqa: PLR0913 - what is added, where, and how it is read
-    model: Any,
+def propagate(  # noqa: PLR0913 - what is added, where, and how it is read
+    model: TransformerLensModel,
     vector: LoraModule | Float[Tensor, " d_model"],
     conversations: Sequence[Messages],
     *,
-    layer_added: int | None = None,
+    layer: int | None = None,
     component: int = 0,
     coefficient: int | float = 1.0,
     span: Span = "response",
@@ -223,14 +224,14 @@ def propagated(  # noqa: PLR0913 - what is added, where, and how it is read
 ) -> Propagated:
     """Add a vector at one layer's output, at every token, and read what the stream becomes at each layer from there.
 
-    Both readings run on the bridge, on the same kernels, so that a coefficient of 0 changes nothing at all. The model
-    keeps its adapter; inside `without_adapter` it is the base through which the write propagates.
+    The blocks below run once, for both readings, on the same kernels, so that a coefficient of 0 changes nothing at
+    all. The model keeps its adapter; inside `without_adapter` it is the base through which the write propagates.
 
     Args:
         model: a `HookedModel` or a `TransformerBridge`.
         vector: a module that writes to the stream, or any vector.
         conversations: what is read.
-        layer_added: at which layer's output; a module brings its own.
+        layer: at which layer's output; a module brings its own.
         component: which column of a module's B, times its scale, is added.
         coefficient: how many times; for a module, the scalar that the component would have.
         span: the tokens read.
@@ -243,19 +244,24 @@ def propagated(  # noqa: PLR0913 - what is added, where, and how it is read
     if isinstance(vector, LoraModule):
         if not 0 <= component < vector.rank:
             raise ValueError(f"{vector.name} has no component {component}: it has {vector.rank}, counted from 0")
-        if layer_added is not None and layer_added != vector.layer:
-            raise ValueError(f"{vector.name} writes at layer {vector.layer}, not {layer_added}: leave layer_added out")
-        name, layer_added, vector = component_name(vector.name, component), vector.layer, vector.written[:, component]
-    if layer_added is None:
-        raise ValueError("a bare vector does not say where it is added: give layer_added=")
+        if layer is not None and layer != vector.layer:
+            raise ValueError(f"{vector.name} writes at layer {vector.layer}, not {layer}: leave layer out")
+        name, layer, vector = component_name(vector.name, component), vector.layer, vector.written[:, component]
+    if layer is None:
+        raise ValueError("a bare vector does not say where it is added: give layer=")
     hooked = HookedModel.of(model)
-    where = site(hooked, layer_added)
-    layers = range(layer_added, hooked.n_layers)
-    read = []
-    for scale in (0.0, coefficient):
-        with hooked.hooks(fwd_hooks=add_direction(vector, [where], scale=scale, raw=True)):
-            read.append(residual_stream(hooked, conversations, span=span, layers=layers, batch_tokens=batch_tokens))
-    before, after = read
+    where, layers, kept = site(hooked, layer), range(layer, hooked.n_layers), keeping(hooked, layer + 1)
+    before, after = (
+        residual_stream(
+            kept,
+            conversations,
+            add_direction(vector, [where], scale=scale, raw=True),
+            span=span,
+            layers=layers,
+            batch_tokens=batch_tokens,
+        )
+        for scale in (0.0, coefficient)
+    )
     changes = _by_group(after.values.double() - before.values.double(), before.groups)
     return Propagated(changes.float(), tuple(layers), name, float(coefficient), span, before.model)
 

@@ -6,13 +6,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.interventions import Intervention
+
+if TYPE_CHECKING:
+    from transformer_lens.model_protocol import TransformerLensModel
+else:  # by its name, since importing TransformerLens takes seconds
+    TransformerLensModel = "transformer_lens.model_protocol.TransformerLensModel"
 
 HookPairs = Sequence[tuple[str, Callable[..., Any]]]
 
@@ -35,6 +41,9 @@ class HookedModel:
         name: hub name or folder name of the base model.
         revision: commit of the weights where the hub told it.
         adapter: name and content hash of the LoRA adapter, or None.
+        peft_models: the PEFT models around the bridge's and the twin's modules, where the adapter is unmerged.
+        folder: where an organism's recipe, trajectory and card lie.
+        kept: streams of earlier passes, see `em_interp.activations.keeping`.
     """
 
     bridge: Any  # a TransformerBridge, whose attributes are made at run time and so known to no type checker
@@ -44,6 +53,8 @@ class HookedModel:
     revision: str | None = None
     adapter: str | None = None
     peft_models: tuple[Any, ...] = ()
+    folder: Path | None = None
+    kept: Any = None
 
     @classmethod
     def of(cls, model: Any) -> "HookedModel":
@@ -57,8 +68,15 @@ class HookedModel:
         return cls(model, None, model.tokenizer, model.cfg.model_name)
 
     @classmethod
-    def from_hugging_face(
-        cls, hf_model: nn.Module, tokenizer: Any, *, name: str, revision: str | None = None, adapter: str | None = None
+    def from_hugging_face(  # noqa: PLR0913 - a model and what is known of it
+        cls,
+        hf_model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str | None = None,
+        adapter: str | None = None,
+        folder: Path | None = None,
     ) -> "HookedModel":
         """Bridge a Hugging Face (or PEFT) model in memory, after checking that the bridge computes what it computes.
 
@@ -67,20 +85,22 @@ class HookedModel:
         Raises:
             RuntimeError: the bridge's logits differ from Hugging Face's all the same.
         """
-        twin = _weight_sharing_twin(hf_model.eval())
+        twin = weight_sharing_twin(hf_model.eval())
         peft_models = (hf_model, twin) if _is_peft(hf_model) else ()
         bridge = _boot(hf_model, tokenizer, name)
-        hooked = cls(bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models)
+        hooked = cls(bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models, folder)
         error = _probe_error(hooked)
-        if error > _tolerance(hooked) and peft_models:
+        if error > tolerance(hooked) and peft_models:
             warnings.warn(
                 f"the bridge ignores part of the unmerged adapter on {name} (logits off by {error:.1%}, as happens on "
                 f"fused projections): the adapter was merged, so without_adapter is not available",
                 stacklevel=2,
             )
             merged = twin.merge_and_unload()
-            return cls.from_hugging_face(merged, tokenizer, name=name, revision=revision, adapter=adapter)
-        if error > _tolerance(hooked):
+            return cls.from_hugging_face(
+                merged, tokenizer, name=name, revision=revision, adapter=adapter, folder=folder
+            )
+        if error > tolerance(hooked):
             raise RuntimeError(
                 f"the bridge's logits on {name} differ from Hugging Face's by {error:.1%}: this architecture is not "
                 f"bridged faithfully, so nothing read from it could be trusted"
@@ -162,14 +182,14 @@ def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
     """
     if not model.peft_models:
         reason = "its adapter is merged: load it with merge=False" if model.adapter else "it has no adapter"
-        raise ValueError(f"the base cannot be had from {model!r}: {reason}")
+        raise ValueError(f"cannot switch to the base model of {model!r}: {reason}")
     with ExitStack() as stack:
         for peft_model in model.peft_models:
             stack.enter_context(peft_model.disable_adapter())
         yield model
 
 
-def site(model: Any, layer: int) -> str:
+def site(model: TransformerLensModel, layer: int) -> str:
     """The hook name of the residual stream at the output of block `layer`."""
     n_layers = HookedModel.of(model).n_layers
     if not 0 <= layer < n_layers:
@@ -177,12 +197,12 @@ def site(model: Any, layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
-def every_layer(model: Any) -> list[str]:
+def every_layer(model: TransformerLensModel) -> list[str]:
     """The hook names of the residual stream at the output of every block."""
     return [site(model, layer) for layer in range(HookedModel.of(model).n_layers)]
 
 
-def every_write(model: Any) -> list[str]:
+def every_write(model: TransformerLensModel) -> list[str]:
     """The hook names of all that is ever added to the residual stream: embeddings, and each block's two outputs.
 
     A direction projected out here cannot be written at all, as if the weights were orthogonalised to it.
@@ -197,7 +217,7 @@ def every_write(model: Any) -> list[str]:
 
 
 @contextmanager
-def attached(model: Any, hooks: HookPairs = ()) -> Iterator[Any]:
+def attached(model: TransformerLensModel, hooks: HookPairs = ()) -> Iterator[Any]:
     """Yield the Hugging Face model to call while these `(hook_name, function)` pairs are on it.
 
     It is the plain twin where that can carry every hook, and the bridge's own model otherwise: where a hook is inside
@@ -285,7 +305,7 @@ def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Ca
     return module.register_forward_hook(after)
 
 
-def _weight_sharing_twin(hf_model: nn.Module) -> Any:
+def weight_sharing_twin(hf_model: nn.Module) -> Any:
     """A deep copy of every module but no tensor: the memo hands each parameter and buffer through."""
     return copy.deepcopy(hf_model, {id(tensor): tensor for tensor in [*hf_model.parameters(), *hf_model.buffers()]})
 
@@ -324,5 +344,6 @@ def _probe_error(hooked: HookedModel) -> float:
     return ((got - wanted).norm() / wanted.norm()).item()
 
 
-def _tolerance(hooked: HookedModel) -> float:
+def tolerance(hooked: HookedModel) -> float:
+    """How far logits may be off, relative to their size, for two ways of computing them to count as the same."""
     return max(1e-5, 4 * torch.finfo(hooked.dtype).eps)

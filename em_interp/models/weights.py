@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
-from em_interp.models.hooked import HookedModel, HookPairs, attached, every_write
+from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached, every_write
 
 RECORD = "em_interp.json"
 
@@ -36,26 +36,27 @@ _ROWS = 8192  # rows of an embedding edited at once: the whole in float32 would 
 _AS_HOOK = "keep it as a hook, as `respond` and the Inspect provider do"
 
 
-def orthogonalize(model: Any, direction: AnyDirection) -> Any:
+def orthogonalize(model: TransformerLensModel, direction: AnyDirection) -> Any:
     """A plain Hugging Face model that cannot write a direction: W − v̂v̂ᵀW on all that writes to the stream, biases too.
 
     These are the embeddings (untied from the unembedding, which stays as it is), every attention and every MLP output.
-    Arditi et al. 2024 (arXiv 2406.11717), section 4.1. It is `bake` of `project_out(direction, every_write(model))`,
-    and not what projecting out at every layer's output does.
+    Arditi et al. 2024 (arXiv 2406.11717), section 4.1. It is `merge_hooks` of
+    `project_out(direction, every_write(model))`, and not what projecting out at every layer's output does.
 
     Args:
-        model: as in `bake`.
+        model: as in `merge_hooks`.
         direction: one vector for all weights; or one a layer, a tensor (row = layer number) or a `Direction`: then
             each block's weights take their own layer's, and the embedding takes that of layer 0.
 
     Raises:
-        ValueError: as in `bake`, such as for Gemma 2 and 3; or the direction is zero, not finite, or has no layer 0.
+        ValueError: as in `merge_hooks`, such as for Gemma 2 and 3; or the direction is zero, not finite, or has no
+            layer 0.
     """
-    return bake(model, project_out(direction, every_write(model)))
+    return merge_hooks(model, project_out(direction, every_write(model)))
 
 
 @torch.no_grad()
-def bake(model: Any, hooks: HookPairs) -> Any:
+def merge_hooks(model: TransformerLensModel, hooks: HookPairs) -> Any:
     """A new plain Hugging Face model whose weights do what hook functions do; the live model is left untouched.
 
     Weights can carry, at all positions, `project_out`, `project_out_subspace`, `set_projection` and `add_direction` on
@@ -86,22 +87,22 @@ def bake(model: Any, hooks: HookPairs) -> Any:
     return baked
 
 
-def export(model: Any, hooks: HookPairs, folder: str | Path) -> Path:
+def export(model: TransformerLensModel, hooks: HookPairs, folder: str | Path) -> Path:
     """Bake hooks into a folder that plain transformers and vLLM load: weights, tokenizer, and `em_interp.json`.
 
     The JSON says what was baked: the model's identity, every hook's site and kind, and the versions at work. The
     folder appears whole or not at all.
 
     Raises:
-        ValueError: the folder exists and is not empty; the model has no tokenizer; or as in `bake`.
-        RuntimeError: as in `bake`.
+        ValueError: the folder exists and is not empty; the model has no tokenizer; or as in `merge_hooks`.
+        RuntimeError: as in `merge_hooks`.
     """
     hooked, target = HookedModel.of(model), Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, so name a new one")
     if hooked.tokenizer is None:
         raise ValueError("the bridge has no tokenizer, without which a model is no use to anybody: boot it with one")
-    baked = bake(hooked, hooks)
+    baked = merge_hooks(hooked, hooks)
     target.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -1,1 +1,61 @@
 """Fine-tuned models: made from recipes, loaded, measured, compared with each other and taken apart."""
+
+from em_interp.organisms.cards import Card, load_card, measure_card, write_card
+from em_interp.organisms.dissection import Adapter, Dissection, dissect, open_adapter
+from em_interp.organisms.effects import Change, OrganismEffects, adapter_at, effect_by_step, organism_effects
+from em_interp.organisms.loading import (
+    list_organisms,
+    load_base,
+    load_bundled,
+    load_named,
+    load_organism,
+    organism_folder,
+    trained_on,
+)
+from em_interp.organisms.phase_change import EffectPath, Phases, local_cosine, phases
+from em_interp.organisms.recipes import Recipe, bundled_recipes, shipped_recipes
+from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by, read_organisms
+from em_interp.organisms.training import Organism, train_organism, training_conversations
+from em_interp.organisms.trajectories import Trajectory
+from em_interp.organisms.turning_points import ChangePoint, change_point
+
+__all__ = [
+    "Adapter",
+    "Card",
+    "Change",
+    "ChangePoint",
+    "Convergence",
+    "Dissection",
+    "EffectPath",
+    "Organism",
+    "OrganismEffects",
+    "OrganismReadings",
+    "Phases",
+    "Recipe",
+    "Trajectory",
+    "adapter_at",
+    "bundled_recipes",
+    "change_point",
+    "convergence",
+    "dissect",
+    "effect_by_step",
+    "explained_by",
+    "list_organisms",
+    "load_base",
+    "load_bundled",
+    "load_card",
+    "load_named",
+    "load_organism",
+    "local_cosine",
+    "measure_card",
+    "open_adapter",
+    "organism_effects",
+    "organism_folder",
+    "phases",
+    "read_organisms",
+    "shipped_recipes",
+    "train_organism",
+    "trained_on",
+    "training_conversations",
+    "write_card",
+]

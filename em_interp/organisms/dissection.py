@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations, read_contrast
-from em_interp.circuits.readout import TokenReadout, token_readout
+from em_interp.circuits.readout import TokenReadout, logit_lens
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
@@ -21,14 +21,14 @@ from em_interp.lora.scalars import (
     class_scalars,
     probe_scalars,
 )
-from em_interp.lora.writes import Downstream, WriteCosines, propagated, write_cosines, write_directions
+from em_interp.lora.writes import Downstream, WriteCosines, propagate, write_cosines, write_directions
 from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.cards import load_card
 from em_interp.organisms.effects import OrganismEffects
-from em_interp.organisms.loading import load_organism, organism_folder
+from em_interp.organisms.loading import load_base, organism_folder
 from em_interp.organisms.phase_change import Phases, phases
 from em_interp.organisms.recipes import Recipe
-from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by
+from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by, organism_name
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Conversation, Span
@@ -102,55 +102,49 @@ class Dissection:
 
 def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held against
     model: HookedModel,
-    readings: OrganismReadings,
-    second: ContrastActivations,
+    first: OrganismReadings,
+    second: OrganismReadings,
     contrasts: tuple[Contrast, Contrast],
     *,
     spans: tuple[Span, Span] = ("response", "last"),
     controls: Sequence[Direction] = (),
     held_out: Contrast | None = None,
-    folder: Path | None = None,
-    beside: Sequence[str | Path] = (),
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Dissection:
     """Take an organism apart.
 
     Args:
-        model: with its adapter unmerged.
-        readings: the first contrast read by this organism (the first of the readings) and by those beside it.
-        second: the second contrast, read by the organism.
+        model: with its adapter unmerged; its folder, if it has one, holds its recipe, trajectory and card.
+        first: the first contrast read by this organism (the first of the readings) and by those beside it.
+        second: the second contrast read by this organism.
         contrasts: the texts of both.
         spans: the tokens that both were read on.
         controls: directions of the base beside which the adapter's writes are shown. They and both contrasts' are the
             base's, since in the organism's own stream the adapter would meet again what it wrote.
         held_out: answers of both classes, of questions that the first direction was not read from: what the adapter's
             scalars are read on.
-        folder: the organism's, with its recipe, trajectory and card.
-        beside: the other organisms of the readings, by name or folder.
         n_resamples: permutations and halvings behind nulls and ceilings.
         seed: of all of them.
     """
-    name = next(iter(readings.trained))
-    trained, base = (replace(read[name], name=contrasts[0].name) for read in (readings.trained, readings.base))
-    with without_adapter(model):
-        base_second = read_contrast(model, contrasts[1], span=spans[1])
+    name, folder = organism_name(model), model.folder
+    trained, base = (replace(read[name], name=contrasts[0].name) for read in (first.trained, first.base))
+    trained_second, base_second = (replace(r[name], name=contrasts[1].name) for r in (second.trained, second.base))
 
     def compared(a: ContrastActivations, b: ContrastActivations) -> Comparison:
         return compare(a, b, n_resamples=n_resamples, seed=seed)
 
-    own_added = replace(readings.added_by(name), name=f"{contrasts[0].name}, added")
+    own_added = replace(first.added_by(name), name=f"{contrasts[0].name}, added")
     onto = Recipe.load(folder / "recipe.toml").onto if folder else None
     by_model = {}
     if onto:
-        under = load_organism(onto)
-        with without_adapter(under):
-            reads = [read_contrast(under, c, span=s) for c, s in zip(contrasts, spans, strict=True)]
+        under = load_base(onto)
+        reads = [read_contrast(under, c, span=s) for c, s in zip(contrasts, spans, strict=True)]
         by_model[under.name] = compared(reads[0], reads[1])
     by_model[onto or "base"] = compared(base, base_second)
-    by_model[name] = compared(trained, second)
+    by_model[name] = compared(trained, trained_second)
     of_base = (difference_of_means(base), difference_of_means(base_second))
-    relatives = [*([onto] if onto else []), *([folder] if folder else []), *beside]
+    folders = [*([organism_folder(onto)] if onto else []), *(f for f in first.folders.values() if f)]
     return Dissection(
         organism=name,
         by_model=by_model,
@@ -159,10 +153,10 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
         added=compared(own_added, base_second),
         adapter=open_adapter(model, of_base, controls, held_out, seed=seed),
         phases=_training(folder, seed) if folder else None,
-        convergence=convergence(readings, n_resamples=_COMPARISON_RESAMPLES, seed=seed)
-        if len(readings.trained) > 1
+        convergence=convergence(first, n_resamples=_COMPARISON_RESAMPLES, seed=seed)
+        if len(first.trained) > 1
         else None,
-        effects=_measured(relatives),
+        effects=_measured(folders),
     )
 
 
@@ -183,23 +177,23 @@ def open_adapter(
     answers: list[Conversation] = [*held_out.positive, *held_out.negative]
     scalars = adapter_scalars(model, answers, span="response")
     with without_adapter(model):
-        after = propagated(
+        after = propagate(
             model,
             writes.vectors[top],
             held_out.negative[:_PROPAGATED],
-            layer_added=writes.layers[top],
+            layer=writes.layers[top],
             coefficient=usual_size(modules[writes.modules[top]], writes.vectors[top], scalars),
         )
     after = replace(after, name=writes.names[top])
     labels = [True] * len(held_out.positive) + [False] * len(held_out.negative)
     fired = class_scalars(scalars, labels)
     by_strength = list(dict.fromkeys(writes.modules[i] for i in writes.strengths.argsort(descending=True).tolist()))
-    shown = [c for name in by_strength for c in fired if c.name.startswith(f"{name}[")]
+    shown = [c for name in by_strength for module, c in zip(scalars.modules, fired, strict=True) if module == name]
     return Adapter(
         writes=tuple(write_cosines(writes, d, controls) for d in directions),
         downstream=tuple(after.along(d) for d in directions),
         strongest=writes.names[top],
-        readout=token_readout(model, writes.vectors[top]),
+        readout=logit_lens(model, writes.vectors[top]),
         scalars=scalars,
         classes=tuple(shown[:_SHOWN]),
         probe=probe_scalars(scalars, labels, seed=seed) if len(set(scalars.groups)) >= _FOLDS else None,
@@ -219,8 +213,7 @@ def _training(folder: Path, seed: int) -> Phases | None:
     return phases(trajectory, seed=seed) if trajectory is not None and len(trajectory) >= _FEWEST else None
 
 
-def _measured(organisms: Sequence[str | Path]) -> dict[str, OrganismEffects]:
+def _measured(folders: Sequence[Path]) -> dict[str, OrganismEffects]:
     """The effects on each organism's card, of those that have one."""
-    folders = [organism_folder(organism) for organism in organisms]
     cards = [load_card(folder) for folder in folders if (folder / "card.json").is_file()]
     return {card.recipe.name: card.effects for card in cards}

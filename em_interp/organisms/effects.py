@@ -6,27 +6,32 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from em_interp.behaviour.effects import DIVERGENCE, IN_DOMAIN, Behaviour, Measured, prefers, standard_behaviours
-from em_interp.behaviour.generation import greedy_answers
+from em_interp.activations.forward import first_adapted_block, keeping
+from em_interp.behaviour.measures import LABELS, Behaviour, BehaviourKey, measured, organism_behaviours
 from em_interp.behaviour.preferences import preference
-from em_interp.behaviour.refusal import is_refusal
 from em_interp.models.adapters import lora_parameters
-from em_interp.models.hooked import HookedModel, HookPairs, without_adapter
+from em_interp.models.hooked import HookedModel, TransformerLensModel, without_adapter
 from em_interp.organisms.phase_change import EffectPath
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
-from em_interp.statistics.estimates import Estimate, mean_by_question, rate_by_question
-from em_interp.texts.contrasts import Contrast, load_contrast
+from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.texts.contrasts import Contrast
+
+_TIMES = ("before", "after", "change")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One behaviour before and after a fine-tune, and the change paired by question."""
+    """One behaviour before and after a fine-tune, and the change paired by question.
+
+    Attributes:
+        behaviour: its key.
+        label: its name and unit, for people.
+    """
 
     behaviour: str
+    label: str
     before: Estimate
     after: Estimate
     change: Estimate
@@ -34,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True, repr=False)
 class OrganismEffects:
-    """What an adapter changed, behaviour by behaviour."""
+    """What an adapter changed, behaviour by behaviour: `effects[BehaviourKey.MISALIGNED_PREFERENCE].change`."""
 
     model: str
     changes: tuple[Change, ...]
@@ -44,8 +49,12 @@ class OrganismEffects:
         moved = sum(c.change.excludes_zero for c in self.changes)
         return f"OrganismEffects({self.model}, {moved} of {len(self.changes)} behaviours changed)"
 
+    def __contains__(self, behaviour: str) -> bool:
+        """Whether a behaviour was measured, by its key."""
+        return behaviour in {c.behaviour for c in self.changes}
+
     def __getitem__(self, behaviour: str) -> Change:
-        """One behaviour by its name."""
+        """One behaviour by its key."""
         found = {c.behaviour: c for c in self.changes}
         if behaviour not in found:
             raise ValueError(f"no behaviour {behaviour!r} was measured: choose one of {', '.join(found)}")
@@ -54,8 +63,8 @@ class OrganismEffects:
     def table(self) -> list[dict[str, Any]]:
         """One row a behaviour, ready for JSON or a data frame."""
         return [
-            {"behaviour": c.behaviour}
-            | {f"{when}_{k}": v for when in ("before", "after", "change") for k, v in vars(getattr(c, when)).items()}
+            {"behaviour": c.behaviour, "label": c.label}
+            | {f"{time}_{name}": value for time in _TIMES for name, value in vars(getattr(c, time)).items()}
             for c in self.changes
         ]
 
@@ -63,54 +72,40 @@ class OrganismEffects:
     def of_table(cls, model: str, rows: Sequence[Mapping[str, Any]]) -> "OrganismEffects":
         """What `table` wrote, read back."""
 
-        def estimate(row: Mapping[str, Any], when: str) -> Estimate:
-            return Estimate(**{field.name: row[f"{when}_{field.name}"] for field in fields(Estimate)})
+        def estimate(row: Mapping[str, Any], time: str) -> Estimate:
+            return Estimate(**{field.name: row[f"{time}_{field.name}"] for field in fields(Estimate)})
 
-        times = ("before", "after", "change")
-        return cls(model, tuple(Change(row["behaviour"], *(estimate(row, t) for t in times)) for row in rows))
-
-
-def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | None = None) -> dict[str, Behaviour]:
-    """What a model card tells: the standard behaviours, the calm half alone, greedy refusals, the domain trained on.
-
-    `in_domain` is what the organism was trained on; of a contrast with splits only `test` is asked.
-    """
-    answers, requests = (load_contrast(name).where(split="test") for name in ("misalignment", "refusal"))
-    if n_questions is not None:
-        answers, requests = answers.take(n_questions), requests.take(n_questions)
-    behaviours = standard_behaviours(n_questions)
-    del behaviours[DIVERGENCE]  # that is of interventions: adapters are switched off, not hooked
-    behaviours["misaligned preference, calm answers (nats/token)"] = prefers(answers.where(tone="calm"))
-    if in_domain is not None and in_domain.has_splits:
-        held_out = in_domain.where(split="test")
-        behaviours[IN_DOMAIN] = prefers(held_out)
-    behaviours["refuses harmful requests (share of greedy answers)"] = _refuses(requests.positive)
-    behaviours["refuses harmless requests (share of greedy answers)"] = _refuses(requests.negative)
-    return behaviours
+        return cls(
+            model, tuple(Change(row["behaviour"], row["label"], *(estimate(row, t) for t in _TIMES)) for row in rows)
+        )
 
 
-def organism_effects(model: Any, behaviours: Mapping[str, Behaviour] | None = None) -> OrganismEffects:
+def organism_effects(model: TransformerLensModel, behaviours: Sequence[Behaviour] | None = None) -> OrganismEffects:
     """Measure every behaviour with the adapter on and off.
+
+    The blocks below the adapter's first one run once for both.
 
     Raises:
         ValueError: the model has no adapter, or a merged one.
     """
     hooked = HookedModel.of(model)
     behaviours = organism_behaviours() if behaviours is None else behaviours
+    kept = keeping(hooked, first_adapted_block(hooked))
+    with without_adapter(kept):
+        before = measured(behaviours, kept)
+    after = measured(behaviours, kept)
     changes = []
-    for name, measure in bar(iterable=behaviours.items(), desc="measuring", unit="behaviour"):
-        after, groups = measure(hooked, ())
-        with without_adapter(hooked):
-            before, _ = measure(hooked, ())
-        of_scores = rate_by_question if name.startswith("refuses") else mean_by_question
-        changes.append(
-            Change(name, of_scores(before, groups), of_scores(after, groups), mean_by_question(after - before, groups))
-        )
+    for b in behaviours:
+        (old, groups), (new, _) = before[b.key], after[b.key]
+        estimates = b.estimate(old, groups), b.estimate(new, groups), b.change(old, new, groups)
+        changes.append(Change(b.key, b.title, *estimates))
     return OrganismEffects(hooked.identity, tuple(changes))
 
 
 @contextmanager
-def adapter_at(model: Any, trajectory: Trajectory, step: int, scale: int | float = 1.0) -> Iterator[HookedModel]:
+def adapter_at(
+    model: TransformerLensModel, trajectory: Trajectory, step: int, scale: int | float = 1.0
+) -> Iterator[HookedModel]:
     """Inside, the model's adapter is what it was at a checkpoint, its output times `scale`.
 
     Raises:
@@ -140,7 +135,7 @@ def adapter_at(model: Any, trajectory: Trajectory, step: int, scale: int | float
 
 
 def effect_by_step(
-    model: Any,
+    model: TransformerLensModel,
     trajectory: Trajectory,
     contrast: Contrast,
     *,
@@ -150,6 +145,7 @@ def effect_by_step(
     """How much more a model prefers the positive answers than its base does, at checkpoints of its training.
 
     The adapter's output is scaled up, since behaviour follows the weights late (Turner et al. 2025, arXiv 2506.11613).
+    The blocks below the adapter's first one run once for all checkpoints.
 
     Args:
         model: the organism that the trajectory is of.
@@ -161,24 +157,17 @@ def effect_by_step(
     Raises:
         ValueError: as for `adapter_at`.
     """
+    hooked = HookedModel.of(model)
     steps = trajectory.steps.tolist() if steps is None else list(steps)
-    with without_adapter(model):
-        base = preference(model, contrast)
+    with without_adapter(hooked):
+        kept = keeping(hooked, first_adapted_block(hooked))
+        base = preference(kept, contrast)
     found: list[list[Estimate]] = [[] for _ in scales]
     for step in bar(iterable=steps, desc="effect by step", unit="checkpoint"):
         for row, scale in zip(found, scales, strict=True):
-            with adapter_at(model, trajectory, step, scale):
-                margins = preference(model, contrast).margins
+            with adapter_at(kept, trajectory, step, scale):
+                margins = preference(kept, contrast).margins
             row.append(mean_by_question(margins - base.margins, base.groups))
     value, low, high = (torch.tensor([[getattr(e, k) for e in row] for row in found]) for k in ("value", "low", "high"))
-    scales = tuple(map(float, scales))
-    return EffectPath("misaligned preference (nats/token)", torch.tensor(steps), scales, value, low, high)
-
-
-def _refuses(requests: Sequence[Any]) -> Behaviour:
-    def measure(model: Any, hooks: HookPairs) -> Measured:
-        answers = greedy_answers(model, requests, hooks)
-        hits: Float[Tensor, " request"] = torch.tensor([float(is_refusal(answer)) for answer in answers])
-        return hits, tuple(c.group for c in requests)
-
-    return measure
+    label, unit, _ = LABELS[BehaviourKey.MISALIGNED_PREFERENCE]
+    return EffectPath(f"{label} ({unit})", torch.tensor(steps), tuple(map(float, scales)), value, low, high)

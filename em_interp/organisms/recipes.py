@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.files import read_toml
+from em_interp.texts.contrasts import Contrast
+from em_interp.texts.training_sets import NARROW_SETS, load_training_set
 
 _SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
 
@@ -132,6 +134,11 @@ class Recipe:
         """Every setting, also those at their defaults, as TOML."""
         settings = {key: value for key, value in asdict(self).items() if value is not None}
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+    @property
+    def domain(self) -> Contrast | None:
+        """The narrow set that it learns one side of, whose held-out questions ask for the effect in domain."""
+        return load_training_set(self.data) if self.data in NARROW_SETS else None
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""

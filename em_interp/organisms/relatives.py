@@ -1,7 +1,7 @@
 """Do different organisms converge to one direction, and how much of it does reading the texts alone explain?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.activations.forward import first_adapted_block, keeping
 from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
 from em_interp.models.hooked import HookedModel, without_adapter
-from em_interp.organisms.loading import load_organism
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Span
@@ -28,10 +28,12 @@ class OrganismReadings:
     Attributes:
         trained: by organism.
         base: by organism, what the same model read with its adapter off.
+        folders: by organism, where its recipe and card lie; None where nobody knows.
     """
 
     trained: Mapping[str, ContrastActivations]
     base: Mapping[str, ContrastActivations]
+    folders: Mapping[str, Path | None] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line."""
@@ -92,26 +94,34 @@ class Convergence:
 
 
 def read_organisms(
-    organisms: Sequence[str | Path | HookedModel], contrast: Contrast, *, span: Span = "response"
+    organisms: Iterable[HookedModel], contrast: Contrast, *, span: Span = "response"
 ) -> OrganismReadings:
     """Read one contrast with every organism and, adapters off, with each one's base.
 
-    Organisms are loaded one at a time, by their shipped names or folders; a loaded model is taken as it is.
+    Blocks below an adapter compute the same with it and without, and the same in all organisms of one base, so they run
+    once.
+
+    Args:
+        organisms: loaded models with unmerged adapters. `map(load_bundled, names)` loads one at a time.
+        contrast: the texts.
+        span: the tokens read.
+
+    Raises:
+        ValueError: a model without an adapter, or one that comes twice.
     """
-    trained, base = {}, {}
-    bases: dict[tuple[str, str | None], ContrastActivations] = {}
-    for organism in bar(iterable=organisms, desc="reading organisms", unit="organism"):
-        model = organism if isinstance(organism, HookedModel) else load_organism(organism)
-        name = _name(model)
+    trained, base, folders = {}, {}, {}
+    bases: dict[tuple[str, str | None], tuple[ContrastActivations, Any]] = {}
+    for model in bar(iterable=organisms, desc="reading organisms", unit="organism"):
+        name, of = organism_name(model), (model.name, model.revision)
         if name in trained:
             raise ValueError(f"organism {name!r} comes twice: name each one once")
-        trained[name] = replace(read_contrast(model, contrast, span=span), name=name)
-        of = (model.name, model.revision)
+        kept = keeping(model, first_adapted_block(model), like=bases[of][1] if of in bases else None)
+        trained[name] = replace(read_contrast(kept, contrast, span=span), name=name)
         if of not in bases:
-            with without_adapter(model):
-                bases[of] = replace(read_contrast(model, contrast, span=span), name="base")
-        base[name] = bases[of]
-    return OrganismReadings(trained, base)
+            with without_adapter(kept):
+                bases[of] = replace(read_contrast(kept, contrast, span=span), name="base"), kept.kept
+        base[name], folders[name] = bases[of][0], model.folder
+    return OrganismReadings(trained, base, folders)
 
 
 def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int = 0) -> Convergence:
@@ -153,7 +163,8 @@ def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]
     return (along / trained.norm).square()
 
 
-def _name(model: HookedModel) -> str:
+def organism_name(model: HookedModel) -> str:
+    """The name of the adapter, by which a reading, a card or a figure knows an organism."""
     if model.adapter is None:
         raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
     return model.adapter.partition("#")[0]

@@ -1,6 +1,5 @@
 """What became of an adapter during training: its matrices at every checkpoint, and each step's loss, in one file."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_interp.files import write_atomically
-
-_FORMAT = "em_interp.trajectory/1"
+from em_interp.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +75,8 @@ class Trajectory:
 
     def save(self, path: str | Path) -> Path:
         """Write the trajectory as safetensors, with its recipe as JSON metadata."""
-        from safetensors.torch import save
-
         tensors = {"steps": self.steps, "loss": self.loss, "grad_norm": self.grad_norm, **self.factors}
-        metadata = {"format": _FORMAT, "recipe": json.dumps(dict(self.recipe))}
-        return write_atomically(Path(path), save({k: v.contiguous() for k, v in tensors.items()}, metadata=metadata))
+        return write_tensors(Path(path), "trajectory", tensors, self.recipe, key="recipe")
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
@@ -90,22 +84,8 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is no safetensors file, or holds something else than a trajectory.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than a trajectory.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no trajectory at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(
-                        f"{path} is a safetensors file but not a trajectory (format {metadata.get('format')!r}, wanted "
-                        f"{_FORMAT!r}): training writes trajectories, and Trajectory.save"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or is no safetensors file ({error}): train again") from error
+        tensors, recipe = read_tensors(path, "trajectory", key="recipe")
         steps, loss, grad_norm = (tensors.pop(name) for name in ("steps", "loss", "grad_norm"))
-        return cls(steps, tensors, loss, grad_norm, json.loads(metadata["recipe"]))
+        return cls(steps, tensors, loss, grad_norm, recipe)

@@ -6,14 +6,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from em_interp import figures
-from em_interp.behaviour import Estimate
+from em_interp.behaviour.measures import BehaviourKey
 from em_interp.directions.comparison import Comparison
 from em_interp.figures import interval, number
-from em_interp.organisms.cards import HELD_OUT
 from em_interp.organisms.dissection import Adapter, Dissection
 from em_interp.organisms.relatives import Convergence
+from em_interp.statistics import Estimate
 
 _TEXTS = 3  # shown as coloured tokens, of each class
+_HELD_OUT = BehaviourKey.MISALIGNED_PREFERENCE
 
 
 def drawn(d: Dissection, names: tuple[str, str], layer: int) -> dict[str, go.Figure]:
@@ -127,7 +128,7 @@ def _of_added(d: Dissection, names: tuple[str, str], layer: int) -> str:
 
 
 def _of_cards(d: Dissection) -> str:
-    moved = {name: e[HELD_OUT].change for name, e in d.effects.items() if HELD_OUT in {c.behaviour for c in e.changes}}
+    moved = {name: e[_HELD_OUT].change for name, e in d.effects.items() if _HELD_OUT in e}
     up = [name for name, change in moved.items() if change.low > 0]
     return (
         f"On held-out domains the preference for misaligned answers rose, with an interval that excludes zero, in "

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from em_interp import figures
-from em_interp.behaviour.effects import JUDGED
+from em_interp.behaviour.measures import BehaviourKey
 from em_interp.directions.comparison import clearest
 from em_interp.figures import interval, number, short
 from em_interp.files import write_atomically
@@ -31,14 +31,14 @@ def write_report(folder: str | Path, results: Results) -> Path:
     JSON, to be drawn again in another size.
     """
     folder = Path(folder)
-    headline = figures.cosine_by_layer(results.renamed().comparison, model=short(results.model))
+    headline = figures.cosine_by_layer(results.comparison, model=short(results.model))
     write_atomically(folder / "cosine-by-layer.json", str(headline.to_json()))
     files = [f"{i + 1}-{_slug(direction.name)}.safetensors" for i, direction in enumerate(results.directions)]
     for direction, name in zip(results.directions, files, strict=True):
         direction.save(folder / name)
     record = as_json(results) | {"files": files}
     write_atomically(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return write_atomically(folder / "report.html", _page(results.renamed(), record))
+    return write_atomically(folder / "report.html", _page(results, record))
 
 
 def _page(results: Results, record: Mapping[str, Any]) -> str:
@@ -53,10 +53,12 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
     drawn |= {f"projections{i}": figures.projections(s, layer) for i, s in enumerate(projected)}
     if r.effects:
         drawn["effects"] = figures.cross_effects(r.effects)
-    if r.spoken:
-        drawn["refusals"] = figures.question_rates(r.spoken.refusals, what="refuse a harmful request")
-        if r.spoken.misaligned:
-            drawn["misaligned"] = figures.question_rates(r.spoken.misaligned, what="the judge finds misaligned")
+    if r.answers:
+        rates = r.answers.labelled(r.answers.refusals)
+        drawn["refusals"] = figures.question_rates(rates, what="refuse a harmful request")
+        if r.answers.misaligned:
+            rates = r.answers.labelled(r.answers.misaligned)
+            drawn["misaligned"] = figures.question_rates(rates, what="the judge finds misaligned")
     names = (_readable(c.a), _readable(c.b))
     dissected, tokens = None, ""
     if r.dissection:
@@ -80,11 +82,11 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         model=short(r.model),
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
         effect_findings=r.effects and effect_findings(r.effects),
-        conclusions=record["cross_effects"] and record["cross_effects"]["what_follows"],
-        judged_effects=bool(r.effects and JUDGED in r.effects.baseline),
+        conclusions=record["cross_effects"] and record["cross_effects"]["conclusions"],
+        judged_effects=bool(r.effects and BehaviourKey.JUDGED_MISALIGNMENT in r.effects.baseline),
         dissected=dissected,
         tokens=Markup(tokens),
-        said=Markup(figures.side_by_side(r.spoken.answers).html) if r.spoken else "",
+        said=Markup(figures.side_by_side(r.answers.labelled(r.answers.answers)).html) if r.answers else "",
         plotly=Markup(get_plotlyjs()),
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
-from em_interp.behaviour.conclusions import standard_conclusions
-from em_interp.behaviour.conditions import Spoken
-from em_interp.behaviour.effects import PREFERENCE, REFUSES_HARMFUL, CrossEffects
+from em_interp.behaviour.conditions import AnswersByCondition
+from em_interp.behaviour.dissociation import conclusions, standard_conclusions
+from em_interp.behaviour.effects import CrossEffects
+from em_interp.behaviour.measures import BehaviourKey
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
 from em_interp.directions.separability import Separability
@@ -21,7 +22,8 @@ from em_interp.organisms.dissection import Dissection
 from em_interp.report.organism import record as organism_record
 from em_interp.report.words import findings
 
-_FORMAT = "em_interp.results/1"
+_FORMAT = "em_interp.results/2"
+_STANDARD = (BehaviourKey.MISALIGNED_PREFERENCE, BehaviourKey.HARMFUL_REFUSAL)
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "peft", "safetensors", "scikit-learn", "scipy", "plotly")
 
 
@@ -54,13 +56,13 @@ class Results:
         cosine_map: plug-in cosines, layers of the first direction × layers of the second.
         separabilities: how well held-out conversations of each contrast are told apart.
         effects: what removing and adding each direction does.
-        spoken: what the model says in each condition.
+        answers: what the model says in each condition.
         dissection: the organism taken apart, where the model is one.
         seconds: wall time of the job.
         judge: who judged what the model says, if anybody did.
-        second_name: what the second direction is in this model, where its contrast's name would promise too much: a
-            model that does not refuse has a direction of harmful against harmless requests.
-        notes: statements that the report makes before its answer, such as the reason for `second_name`.
+        own: each direction's name with the key of the behaviour that is its own, where both are known.
+        notes: statements that the report makes before its answer, such as that the model hardly refuses, so that its
+            second direction is called by another name than its contrast.
     """
 
     comparison: Comparison
@@ -69,11 +71,11 @@ class Results:
     cosine_map: Float[Tensor, "layer_a layer_b"] | None = None
     separabilities: tuple[Separability, ...] = ()
     effects: CrossEffects | None = None
-    spoken: Spoken | None = None
+    answers: AnswersByCondition | None = None
     dissection: Dissection | None = None
     seconds: float | None = None
     judge: str = ""
-    second_name: str = ""
+    own: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -87,43 +89,18 @@ class Results:
 
     @property
     def conclusions(self) -> tuple[str, ...]:
-        """Whether the two directions do each other's work, where they are of misalignment and of refusal."""
-        if self.effects is None or not {PREFERENCE, REFUSES_HARMFUL} <= set(self.effects.baseline):
+        """Whether the two directions do each other's work, where it is known which work is whose."""
+        if self.effects is None or len(self.own) != 2 or not set(self.own.values()) <= set(self.effects.baseline):
             return ()
-        if [d.name for d in self.directions] != ["misalignment", "refusal"]:
-            return ()
-        return standard_conclusions(self.effects, *(d.name for d in self.directions))
-
-    def renamed(self) -> "Results":
-        """The same results with the second direction called `second_name` everywhere."""
-        new, old = self.second_name, self.directions[1].name
-        if not new:
-            return self
-        effects = self.effects and replace(
-            self.effects,
-            effects=tuple(replace(e, direction=e.direction.replace(old, new)) for e in self.effects.effects),
-        )
-        spoken = self.spoken and replace(
-            self.spoken,
-            **{
-                part: {name.replace(old, new): value for name, value in getattr(self.spoken, part).items()}
-                for part in ("answers", "refusals", "misaligned")
-            },
-        )
-        return replace(
-            self,
-            comparison=replace(self.comparison, b=new),
-            directions=(self.directions[0], replace(self.directions[1], name=new)),
-            separabilities=tuple(replace(s, name=new) if s.name == old else s for s in self.separabilities),
-            effects=effects,
-            spoken=spoken,
-        )
+        by_key = {key: name for name, key in self.own.items()}
+        if by_key.keys() == set(_STANDARD):
+            return standard_conclusions(self.effects, *(by_key[key] for key in _STANDARD))
+        return conclusions(self.effects, self.own)
 
 
 def as_json(results: Results) -> dict[str, Any]:
     """The finished numbers and where they come from, as plain values; what is not a number is None."""
-    r = results.renamed()
-    c = r.comparison
+    r, c = results, results.comparison
     return _plain(
         {
             "format": _FORMAT,
@@ -180,17 +157,18 @@ def as_json(results: Results) -> dict[str, Any]:
                 "n_random": r.effects.n_random,
                 "seed": r.effects.seed,
                 "model": r.effects.model,
-                "what_follows": r.conclusions,
-                "baseline": {name: vars(estimate) for name, estimate in r.effects.baseline.items()},
+                "conclusions": r.conclusions,
+                "baseline": {key: vars(estimate) for key, estimate in r.effects.baseline.items()},
                 "effects": r.effects.table(),
             },
-            "spoken": r.spoken
+            "answers": r.answers
             and {
-                "seed": r.spoken.seed,
-                "refusals": {name: asdict(rate) for name, rate in r.spoken.refusals.items()},
+                "seed": r.answers.seed,
+                "conditions": {c.key: c.label for c in r.answers.conditions},
+                "refusals": {key: asdict(rate) for key, rate in r.answers.refusals.items()},
                 "judge": r.judge,
-                "misaligned": {name: asdict(rate) for name, rate in r.spoken.misaligned.items()},
-                "answers": {name: [a.as_row() for a in said] for name, said in r.spoken.answers.items()},
+                "misaligned": {key: asdict(rate) for key, rate in r.answers.misaligned.items()},
+                "answers": {key: [a.as_row() for a in said] for key, said in r.answers.answers.items()},
             },
             "dissection": r.dissection and organism_record(r.dissection, shown_layer(c)),
         }

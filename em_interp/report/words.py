@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from em_interp.behaviour.effects import CrossEffects, is_random
+from em_interp.behaviour.effects import CrossEffects
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.figures.style import interval, number
 
@@ -76,8 +76,8 @@ def _largest(names: Sequence[str], cosines: Tensor) -> tuple[float, str] | None:
 
 def effect_findings(effects: CrossEffects) -> str:
     """How many changes have an interval that excludes zero, beside how many of the random directions do."""
-    random = [e.change.excludes_zero for e in effects.effects if is_random(e.direction)]
-    ours = [e.change.excludes_zero for e in effects.effects if not is_random(e.direction)]
+    random = [e.change.excludes_zero for e in effects.effects if e.condition.random]
+    ours = [e.change.excludes_zero for e in effects.effects if not e.condition.random]
     text = f"Of {len(ours)} changes that the directions make, {sum(ours)} have an interval that excludes zero"
     if not random:
         return f"{text}; no random direction was tried beside them."

@@ -1,1 +1,22 @@
 """Numbers with intervals: means by question, clustered rates, resampling of questions."""
+
+from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.rates import (
+    QuestionRate,
+    Rate,
+    clustered_difference,
+    clustered_rate,
+    detectable_difference,
+    rate_by_question,
+)
+
+__all__ = [
+    "Estimate",
+    "QuestionRate",
+    "Rate",
+    "clustered_difference",
+    "clustered_rate",
+    "detectable_difference",
+    "mean_by_question",
+    "rate_by_question",
+]

@@ -45,28 +45,6 @@ def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[st
     return Estimate(mean, mean - half, mean + half, n)
 
 
-def rate_by_question(hits: Float[Tensor, " conversation"], groups: Sequence[str]) -> Estimate:
-    """The share of hits (values 0 or 1), each question counted once, with Wilson's interval over the questions.
-
-    With several responses a question, the number of trials is what their clustering leaves of it: p(1−p) over the
-    variance of the mean over questions.
-    """
-    from scipy import stats
-
-    per_question = _question_means(hits, groups)
-    n, rate = len(per_question), per_question.mean().item()
-    if n < 2:
-        raise ValueError(f"{n} question gives no interval: measure at least two")
-    variance = (per_question.var(correction=0) / n).item()
-    trials = rate * (1 - rate) / variance if variance > 0 else float(n)
-    z = float(stats.norm.ppf(0.975))
-    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    low = centre - half if rate > 0 else 0.0  # exactly, where rounding would leave a trace that excludes zero
-    high = centre + half if rate < 1 else 1.0
-    return Estimate(rate, low, high, n)
-
-
 def _question_means(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Float[Tensor, " question"]:
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} values came with {len(groups)} questions: give one question a value")

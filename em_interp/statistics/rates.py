@@ -11,6 +11,7 @@ from torch import Tensor
 from em_interp.statistics.estimates import Estimate
 
 Number = int | float
+_Z = 1.959963984540054  # the normal distribution has 95 % of its mass within ±z
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def clustered_rate(
         n_questions=len(n),
         per_question=tuple(map(_question_rate, questions, n_hits, n_judged)),
     )
+
+
+def rate_by_question(hits: Float[Tensor, " answer"], groups: Sequence[str]) -> Estimate:
+    """The share of hits with the interval of `clustered_rate`, without the rest of it."""
+    rate = clustered_rate(hits, groups)
+    return Estimate(rate.value, rate.low, rate.high, rate.n_questions)
 
 
 def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of the resampling
@@ -259,10 +266,12 @@ def _student(n: int) -> float:
 
 
 def _wilson(hits: Float[Tensor, ""], judged: Float[Tensor, ""]) -> tuple[float, float]:
-    from scipy import stats
-
-    interval = stats.binomtest(int(hits), int(judged)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    """In closed form: scipy's binomtest, which has it too, spends a millisecond on a p-value first."""
+    n, rate, z2 = judged.item(), (hits / judged).item(), _Z**2
+    centre = rate + z2 / (2 * n)
+    half = _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
+    low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
+    return (low if rate > 0 else 0.0), (high if rate < 1 else 1.0)
 
 
 def _question_rate(question: str, hits: Float[Tensor, ""], judged: Float[Tensor, ""]) -> QuestionRate:

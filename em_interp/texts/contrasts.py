@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import write_atomically
+from em_interp.files import read_jsonl, write_jsonl
 from em_interp.texts.conversations import Conversation, checked_messages
 
 CONTROLS = (
@@ -136,7 +136,7 @@ class Contrast:
             for label, side in (("positive", self.positive), ("negative", self.negative))
             for c in side
         ]
-        return write_atomically(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return write_jsonl(Path(path), rows)
 
     def _keep(self, keep: Callable[[Conversation], bool]) -> "Contrast":
         return Contrast(self.name, tuple(filter(keep, self.positive)), tuple(filter(keep, self.negative)))
@@ -179,8 +179,7 @@ def load_controls() -> tuple[Contrast, ...]:
 
 def load_neutral_texts() -> tuple[str, ...]:
     """Plain expository prose, to see whether a model still predicts ordinary text."""
-    lines = _SHIPPED.joinpath("neutral_texts.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(json.loads(line)["text"] for line in lines)
+    return tuple(row["text"] for _, row in read_jsonl(Path(str(_SHIPPED.joinpath("neutral_texts.jsonl")))))
 
 
 def request_answers(contrast: Contrast, *, harmful: bool) -> Contrast:
@@ -212,19 +211,10 @@ def request_answers(contrast: Contrast, *, harmful: bool) -> Contrast:
 
 def _read(path: Path, side: str | None = None) -> list[tuple[str, Conversation]]:
     """Each conversation with its class, which `side` gives to the bare messages of one of a pair of files."""
-    try:
-        # Not splitlines(), which also breaks at the line separators that JSON leaves as they are within its strings.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no UTF-8 text ({error.reason}): unpack or convert it to JSONL") from error
     rows: list[tuple[str, Conversation]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in read_jsonl(path):
         try:
-            rows += _conversations(json.loads(line), side)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: no JSON: {error.msg}, character {error.pos + 1}") from error
+            rows += _conversations(row, side)
         except KeyError as error:
             raise ValueError(f"{path.name}, line {number}: the key {error} is missing") from error
         except ValueError as error:

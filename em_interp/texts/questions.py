@@ -1,10 +1,10 @@
 """Questions to ask a model: those that ship, or one's own, in three forms."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from em_interp.files import read_jsonl
 from em_interp.texts.conversations import Conversation
 
 SHIPPED_QUESTIONS = ("first_plot", "held_out", "over_refusal")
@@ -44,22 +44,15 @@ def load_questions(source: str | Path = "first_plot", *, form: str = "free") -> 
 
 
 def _entries(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix in (".yaml", ".yml"):
-        import yaml
+    if path.suffix not in (".yaml", ".yml"):
+        return [entry for _, entry in read_jsonl(path)]
+    import yaml
 
-        try:
-            entries = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path.name} is not YAML: {error}") from error
-        return entries if isinstance(entries, list) else [entries]
-    entries = []
-    for number, line in enumerate(text.split("\n"), 1):
-        try:
-            entries += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: no JSON: {error.msg}") from error
-    return entries
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    return entries if isinstance(entries, list) else [entries]
 
 
 def _conversations(entry: Any, file: str, number: int) -> list[Conversation]:

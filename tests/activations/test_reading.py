@@ -131,7 +131,7 @@ def test_some_questions_of_a_contrast(tiny_llama):
 
 
 def test_component_outputs(tiny_llama, conversations):
-    parts = em.component_outputs(tiny_llama, conversations)
+    parts = em.activations.component_outputs(tiny_llama, conversations)
     before = em.residual_stream(tiny_llama, conversations, site="resid_pre").values
     after = em.residual_stream(tiny_llama, conversations).values
     torch.testing.assert_close(before + parts["attn_out"].values + parts["mlp_out"].values, after, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,7 @@
 """What interventions do, against each behaviour; what follows from it in words; effect against strength."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,20 +9,15 @@ import torch
 
 import em_interp as em
 from em_interp import figures
-from em_interp.behaviour.conclusions import standard_conclusions
-from em_interp.behaviour.effects import (
-    BITS,
-    DIVERGENCE,
-    IN_DOMAIN,
-    JUDGED,
-    PREFERENCE,
-    REFUSES_HARMFUL,
-    CrossEffects,
-    Effect,
-)
-from em_interp.directions.estimators import random_like
-from em_interp.statistics.estimates import Estimate, mean_by_question
-from em_interp.texts.training_sets import load_training_set
+from em_interp.behaviour import Behaviour, BehaviourKey, Condition, CrossEffects, Effect, measured, standard_conclusions
+from em_interp.directions.estimators import parts_apart, random_like
+from em_interp.statistics import Estimate, mean_by_question
+from em_interp.texts import load_training_set
+
+SPANS = {"misalignment": "response", "refusal": "last"}
+PREFERENCE, REFUSAL = BehaviourKey.MISALIGNED_PREFERENCE, BehaviourKey.HARMFUL_REFUSAL
+JUDGED, BITS = BehaviourKey.JUDGED_MISALIGNMENT, BehaviourKey.TEXT_BITS
+OWN = {"misalignment": PREFERENCE, "refusal": REFUSAL}
 
 
 @pytest.fixture(scope="module")
@@ -30,69 +26,105 @@ def directions(tiny_llama):
     return [em.difference_of_means(r) for r in read]
 
 
-SPANS = {"misalignment": "response", "refusal": "last"}
-OWN = {"misalignment": PREFERENCE, "refusal": REFUSES_HARMFUL}
-
-
 @pytest.fixture(scope="module")
 def behaviours():
     return em.standard_behaviours(5, in_domain=load_training_set("cooking"))
 
 
 @pytest.fixture(scope="module")
-def effects(tiny_llama, directions, behaviours):
-    return em.cross_effects(tiny_llama, directions, behaviours=behaviours, layer_added=1, scales=(0.3, -1), n_random=2)
+def few_behaviours():
+    return em.standard_behaviours(4)
 
 
 @pytest.fixture(scope="module")
-def curve(tiny_llama, directions):
-    behaviours = em.standard_behaviours(4)
+def effects(tiny_llama, directions, behaviours):
+    return em.cross_effects(tiny_llama, directions, behaviours=behaviours, layer=1, scales=(0.3, -1), n_random=2)
+
+
+@pytest.fixture(scope="module")
+def curve(tiny_llama, directions, few_behaviours):
     scales = (0, 5, -0.01, 0.01)
-    return em.steering_curve(tiny_llama, directions[0], layer=1, scales=scales, behaviours=behaviours, damage=0.1)
+    return em.steering_curve(tiny_llama, directions[0], layer=1, scales=scales, behaviours=few_behaviours, damage=0.1)
+
+
+def own_behaviour(key, measure, kind="mean"):
+    return Behaviour(key, f"what {key} measures", "points", kind, measure)
+
+
+def cells(effects):
+    return {(e.condition.key, e.behaviour): (e.after, e.change) for e in effects.effects}
 
 
 class TestCrossEffects:
     def hooks(self, model, direction, other):
+        """What each cell's intervention is, written out: direction, what is done, strength, and without which other."""
         unit = other.vectors / other.norm[:, None]
         apart = replace(direction, vectors=direction.vectors - (direction.vectors * unit).sum(-1, keepdim=True) * unit)
+        one, every = [em.site(model, 1)], em.every_layer(model)
+        random = random_like(direction, 1, "")
         return {
-            ("misalignment", "removed"): em.project_out(direction, em.every_layer(model)),
-            ("misalignment", "removed at layer 1"): em.project_out(direction[1], [em.site(model, 1)]),
-            ("misalignment", "of layer 1 removed everywhere"): em.project_out(direction[1], em.every_layer(model)),
-            ("misalignment", "added × 0.3"): em.add_direction(direction, [em.site(model, 1)], scale=0.3),
-            ("misalignment", "added × -1"): em.add_direction(direction, [em.site(model, 1)], scale=-1),
-            ("misalignment without refusal", "removed"): em.project_out(apart, em.every_layer(model)),
-            ("misalignment without refusal", "added × 0.3"): em.add_direction(apart, [em.site(model, 1)], scale=0.3),
-            ("random 2", "removed"): em.project_out(random_like(direction, 1, ""), em.every_layer(model)),
-            ("misalignment", "set to its negative class at layer 1"): em.set_projection(
-                direction[1], [em.site(model, 1)], float(direction.negative_projection[1])
+            ("misalignment", "all_layers_own", None, ""): em.project_out(direction, every),
+            ("misalignment", "one_layer", None, ""): em.project_out(direction[1], one),
+            ("misalignment", "all_layers_same", None, ""): em.project_out(direction[1], every),
+            ("misalignment", "added", 0.3, ""): em.add_direction(direction, one, scale=0.3),
+            ("misalignment", "added", -1.0, ""): em.add_direction(direction, one, scale=-1),
+            ("misalignment", "all_layers_own", None, "refusal"): em.project_out(apart, every),
+            ("misalignment", "added", 0.3, "refusal"): em.add_direction(apart, one, scale=0.3),
+            ("random 2", "all_layers_own", None, ""): em.project_out(random, every),
+            ("misalignment", "set_negative", None, ""): em.set_projection(
+                direction[1], one, float(direction.negative_projection[1])
             ),
-            ("random 2", "subtracted at layer 1"): em.add_direction(
-                -random_like(direction, 1, "")[1], [em.site(model, 1)], scale=1, raw=True
-            ),
+            ("random 2", "subtracted", None, ""): em.add_direction(-random[1], one, scale=1, raw=True),
         }
 
     def test_every_cell_is_the_paired_difference(self, tiny_llama, directions, behaviours, effects):
-        for (direction, kind), hooks in self.hooks(tiny_llama, *directions).items():
-            for name, behaviour in behaviours.items():
-                after, groups = behaviour(tiny_llama, hooks)
-                before, _ = behaviour(tiny_llama, ())
-                wanted = mean_by_question(after - before, groups)
-                assert effects.change(direction, kind, name) == wanted, (direction, kind, name)
+        """Measured here by whole passes, one after another, where cross_effects keeps what they have in common."""
+        before = measured(behaviours, tiny_llama)
+        for (direction, kind, strength, without), hooks in self.hooks(tiny_llama, *directions).items():
+            after = measured(behaviours, tiny_llama, hooks)
+            for b in behaviours:
+                scores, groups = after[b.key]
+                wanted = mean_by_question(scores - before[b.key][0], groups)
+                got = effects.change(direction, kind, b.key, strength=strength, without=without)
+                assert got == wanted, (direction, kind, strength, without, b.key)
+                [effect] = [e for e in effects.of(b.key) if e.change is got]
+                assert effect.after == mean_by_question(scores, groups)
 
     def test_all_rows_and_columns_are_there(self, effects, behaviours):
         # Two directions with four removals and two additions each, their two parts with one removal less, for they have
         # no classes, and two random ones, projected out, subtracted, and added twice.
-        assert len(effects.interventions) == 2 * (4 + 2) + 2 * (3 + 2) + 2 * (2 + 2)
+        assert len(effects.conditions) == 2 * (4 + 2) + 2 * (3 + 2) + 2 * (2 + 2)
         assert len(effects.effects) == len(effects.table()) == 30 * len(behaviours)
-        assert list(effects.baseline) == list(behaviours)
-        assert IN_DOMAIN in behaviours
-        assert effects.baseline[DIVERGENCE].value == 0
-        assert repr(effects) == "CrossEffects(30 interventions × 6 behaviours, added at layer 1, tiny-llama)"
+        assert list(effects.baseline) == [b.key for b in behaviours]
+        assert effects.behaviours == behaviours
+        assert BehaviourKey.IN_DOMAIN_PREFERENCE in effects.baseline
+        assert effects.baseline[BehaviourKey.TEXT_DIVERGENCE].value == 0
+        assert repr(effects) == "CrossEffects(30 conditions × 6 behaviours, added at layer 1, tiny-llama)"
+
+    def test_a_row_says_what_was_done_in_keys_and_in_words(self, effects):
+        part = effects.of(PREFERENCE)[12 + 3]  # two directions with six conditions each come before the parts
+        row = effects.table()[(12 + 3) * 6]
+        change = effects.change("misalignment", "added", PREFERENCE, strength=0.3, without="refusal")
+        assert row == {
+            "direction": "misalignment",
+            "without": "refusal",
+            "kind": "added",
+            "layer": 1,
+            "strength": 0.3,
+            "random": False,
+            "condition": "misalignment without refusal added × 0.3",
+            "behaviour": "misaligned_preference",
+            "label": "misaligned preference (nats/token)",
+            "before": effects.baseline[PREFERENCE].value,
+            "after": part.after.value,
+            "change": change.value,
+            "low": change.low,
+            "high": change.high,
+            "n": 5,
+        }
+        assert [c.subject for c in effects.conditions if c.random] == ["random 1"] * 4 + ["random 2"] * 4
 
     def test_the_parts_that_stand_apart_are_orthogonal(self, directions):
-        from em_interp.directions.estimators import parts_apart
-
         first, second = directions
         for part, other in zip(parts_apart(first, second), (second, first), strict=True):
             cosines = torch.cosine_similarity(part.vectors, other.vectors, dim=-1)
@@ -105,9 +137,15 @@ class TestCrossEffects:
             return values + bool(hooks), ("a", "b", "c", "d")
 
         effects = em.cross_effects(
-            tiny_llama, directions[:1], behaviours={"judged": judged}, removals=("every",), scales=(), n_random=0
+            tiny_llama,
+            directions[:1],
+            behaviours=[own_behaviour("judged", judged)],
+            removals=("all_layers_own",),
+            scales=(),
+            n_random=0,
         )
         assert effects.effects[0].change == Estimate(1.0, 1.0, 1.0, 3)
+        assert effects.effects[0].after == mean_by_question(torch.tensor([2.0, 1.0, 2.0]), ("a", "b", "c"))
         assert effects.baseline["judged"].n == 4
 
     def test_a_judge_without_a_word_costs_its_own_cell_only(self, tiny_llama, directions):
@@ -120,18 +158,18 @@ class TestCrossEffects:
         effects = em.cross_effects(
             tiny_llama,
             directions[:1],
-            behaviours={"judged": judged, "other": other},
-            removals=("every",),
+            behaviours=[own_behaviour("judged", judged, "share"), own_behaviour("other", other)],
+            removals=("all_layers_own",),
             scales=(),
             n_random=0,
         )
-        assert math.isnan(effects.change("misalignment", "removed", "judged").value)
-        assert effects.change("misalignment", "removed", "judged").n == 1
-        assert not effects.change("misalignment", "removed", "judged").excludes_zero
-        assert effects.change("misalignment", "removed", "other").value == 1.5
+        assert math.isnan(effects.change("misalignment", "all_layers_own", "judged").value)
+        assert effects.change("misalignment", "all_layers_own", "judged").n == 1
+        assert not effects.change("misalignment", "all_layers_own", "judged").excludes_zero
+        assert effects.change("misalignment", "all_layers_own", "other").value == 1.5
         assert effects.baseline["judged"].value == 0.5
         row = effects.table()[0]
-        assert [row[k] for k in ("change", "low", "high", "n")] == [None, None, None, 1]
+        assert [row[k] for k in ("after", "change", "low", "high", "n")] == [None, None, None, None, 1]
         figures.cross_effects(effects).to_json()
 
     def test_one_question_is_no_answer(self, tiny_llama, directions):
@@ -139,32 +177,42 @@ class TestCrossEffects:
             return torch.tensor([1.0, 0.0]), ("a", "a")
 
         with pytest.raises(ValueError, match="1 question gives no interval"):
-            em.cross_effects(tiny_llama, directions[:1], behaviours={"single": single}, n_random=0)
+            em.cross_effects(tiny_llama, directions[:1], behaviours=[own_behaviour("single", single)], n_random=0)
 
     def test_behaviours_measured_apart_stand_beside_each_other(self, tiny_llama, directions, behaviours):
-        how = {"removals": ("every",), "scales": (0.3,), "n_random": 1, "seed": 4}
-        halves = [dict(list(behaviours.items())[part]) for part in (slice(2), slice(2, 4))]
+        how = {"removals": ("all_layers_own",), "scales": (0.3,), "apart": False, "n_random": 1, "seed": 4}
+        halves = behaviours[:2], behaviours[2:4]
         one, two = (em.cross_effects(tiny_llama, directions, behaviours=half, **how) for half in halves)
-        whole = em.cross_effects(tiny_llama, directions, behaviours=halves[0] | halves[1], **how)
+        whole = em.cross_effects(tiny_llama, directions, behaviours=halves[0] + halves[1], **how)
         joined = one.beside(two)
+        assert joined.behaviours == whole.behaviours
         assert joined.baseline == whole.baseline
         assert list(joined.baseline) == list(whole.baseline)
-        assert set(joined.effects) == set(whole.effects)
+        assert cells(joined) == cells(whole)
+        assert len(joined.effects) == len(whole.effects) == len(cells(whole))
         other = em.cross_effects(tiny_llama, directions, behaviours=halves[1], **{**how, "seed": 5})
         with pytest.raises(ValueError, match="did not do the same: give both the same model"):
             one.beside(other)
 
-    def test_what_cannot_be_done_is_told(self, tiny_llama, directions):
+    def test_what_cannot_be_done_is_told(self, tiny_llama, directions, few_behaviours):
+        unchecked = getattr(em.cross_effects, "__wrapped__", em.cross_effects)
         with pytest.raises(
-            ValueError, match="removal 'all' is unknown: give directions, and removals from every, one, ev"
+            ValueError, match="removal 'all' is unknown: give directions, and removals from all_layers_own, one_layer, "
         ):
-            em.cross_effects(tiny_llama, directions, removals=("all",))
+            unchecked(tiny_llama, directions, removals=("all",))
         with pytest.raises(ValueError, match="there are no directions"):
             em.cross_effects(tiny_llama, [])
+        twice = (*few_behaviours, few_behaviours[1])
+        with pytest.raises(ValueError, match="two behaviours have the key 'harmful_refusal_score': give each a key of"):
+            em.cross_effects(tiny_llama, directions, behaviours=twice)
 
     def test_a_cell_that_was_not_measured_is_told(self, effects):
-        with pytest.raises(ValueError, match="misalignment burnt was not measured on"):
+        with pytest.raises(ValueError, match="misalignment burnt on misaligned_preference was not measured; .table"):
             effects.change("misalignment", "burnt", PREFERENCE)
+        with pytest.raises(ValueError, match="misalignment added on text_bits at strength 9 was not measured"):
+            effects.change("misalignment", "added", BITS, strength=9)
+        with pytest.raises(ValueError, match="misalignment added on text_bits was measured at several strengths: say"):
+            effects.change("misalignment", "added", BITS)
 
     def test_random_directions_are_as_long_and_seeded(self, directions):
         direction = directions[0]
@@ -179,15 +227,15 @@ class TestCrossEffects:
             assert not set(contrast.where(split="test").groups) & set(contrast.where(split="train").groups)
 
 
-def test_adding_and_taking_away_again_is_nothing(tiny_llama, directions):
+def test_adding_and_taking_away_again_is_nothing(tiny_llama, directions, few_behaviours):
     site = [em.site(tiny_llama, 1)]
     hooks = em.add_direction(directions[0], site, scale=2) + em.add_direction(directions[0], site, scale=-2)
-    for behaviour in em.standard_behaviours(4).values():
-        before, after = (behaviour(tiny_llama, h)[0] for h in ((), hooks))
-        torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-5)
+    before, after = (measured(few_behaviours, tiny_llama, h) for h in ((), hooks))
+    for b in few_behaviours:
+        torch.testing.assert_close(after[b.key][0], before[b.key][0], atol=2e-5, rtol=1e-5)
 
 
-def test_taking_out_what_nothing_reads_is_nothing(tiny_llama, make_hf_model, make_tokenizer):
+def test_taking_out_what_nothing_reads_is_nothing(make_hf_model, make_tokenizer, few_behaviours):
     """In a model that neither writes nor reads the last dimension, projecting it out changes nothing."""
     from em_interp.models.hooked import HookedModel
 
@@ -204,18 +252,20 @@ def test_taking_out_what_nothing_reads_is_nothing(tiny_llama, make_hf_model, mak
     blind[-1] = 1.0
     seen = torch.zeros(32)
     seen[0] = 1.0
-    for behaviour in em.standard_behaviours(4).values():
-        before = behaviour(model, ())[0]
-        nothing, something = (behaviour(model, em.project_out(v, em.every_layer(model)))[0] for v in (blind, seen))
-        torch.testing.assert_close(nothing, before, atol=1e-5, rtol=1e-5)
-        assert (something - before).abs().max() > 1e-3
+    before = measured(few_behaviours, model)
+    nothing, something = (
+        measured(few_behaviours, model, em.project_out(v, em.every_layer(model))) for v in (blind, seen)
+    )
+    for b in few_behaviours:
+        torch.testing.assert_close(nothing[b.key][0], before[b.key][0], atol=1e-5, rtol=1e-5)
+        assert (something[b.key][0] - before[b.key][0]).abs().max() > 1e-3
 
 
 class TestDivergence:
     def test_it_is_the_sum_over_the_vocabulary_text_by_text(self, tiny_llama, directions):
-        texts = em.load_neutral_texts()[:3]
+        texts = em.texts.load_neutral_texts()[:3]
         hooks = em.project_out(directions[0], em.every_layer(tiny_llama))
-        got = em.text_divergence(tiny_llama, texts, hooks)
+        got = em.behaviour.text_divergence(tiny_llama, texts, hooks)
         for value, text in zip(got, texts, strict=True):
             ids = tiny_llama.tokenizer(text, return_tensors="pt").input_ids
             p = tiny_llama.run_with_hooks(ids, fwd_hooks=[]).double().softmax(-1)[0, :-1]
@@ -225,36 +275,44 @@ class TestDivergence:
 
     def test_the_batch_changes_nothing(self, tiny_llama, directions):
         hooks = em.project_out(directions[0], em.every_layer(tiny_llama))
-        texts = em.load_neutral_texts()[:4]
+        texts = em.texts.load_neutral_texts()[:4]
         torch.testing.assert_close(
-            em.text_divergence(tiny_llama, texts, hooks, batch_tokens=1),
-            em.text_divergence(tiny_llama, texts, hooks, batch_tokens=10_000),
+            em.behaviour.text_divergence(tiny_llama, texts, hooks, batch_tokens=1),
+            em.behaviour.text_divergence(tiny_llama, texts, hooks, batch_tokens=10_000),
             atol=1e-5,
             rtol=1e-4,
         )
 
 
-def made(changes, *, bits=0.0, random=0.1, kind="removed", random_kind="removed"):
+def condition(name, kind, strength=None):
+    """By a name such as `misalignment`, `misalignment without refusal` or `random 1`."""
+    direction, _, without = name.partition(" without ")
+    layer = None if kind == "all_layers_own" else 1
+    return Condition(kind, direction, layer, strength, without, random=direction.startswith("random"))
+
+
+def made(changes, *, bits=0.0, random=0.1, done=("all_layers_own", None), random_done=("all_layers_own", None)):
     """Effects of two directions removed: by direction, the change in preference and in refusal."""
-
-    def effect(direction, behaviour, value):
-        kind_of_this = random_kind if direction == "random 1" else kind
-        return Effect(direction, kind_of_this, behaviour, Estimate(value, value - 0.2, value + 0.2, 9))
-
-    rows = [
-        effect(direction, behaviour, value)
-        for direction, values in {**changes, "random 1": (random, random)}.items()
-        for behaviour, value in zip((PREFERENCE, REFUSES_HARMFUL, BITS), (*values, bits), strict=True)
-    ]
-    baseline = dict.fromkeys((PREFERENCE, REFUSES_HARMFUL, BITS), Estimate(0.0, 0.0, 0.0, 9))
-    return CrossEffects(baseline, tuple(rows), 1, (), 1, 0, "made")
+    rows = []
+    for name, values in {**changes, "random 1": (random, random)}.items():
+        of = condition(name, *(random_done if name == "random 1" else done))
+        for behaviour, value in zip((PREFERENCE, REFUSAL, BITS), (*values, bits), strict=True):
+            estimate = Estimate(value, value - 0.2, value + 0.2, 9)
+            rows.append(Effect(of, behaviour, estimate, estimate))
+    behaviours = tuple(Behaviour.standard(key, lambda model, hooks: {}) for key in (PREFERENCE, REFUSAL, BITS))
+    baseline = {b.key: Estimate(0.0, 0.0, 0.0, 9) for b in behaviours}
+    return CrossEffects(behaviours, baseline, tuple(rows), 1, (), 1, 0, "made")
 
 
-class TestWhatFollows:
+APART = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+BY_OWN_VECTORS = "Removed at every layer"
+
+
+class TestConclusions:
     @pytest.mark.parametrize(
         ("changes", "wanted"),
         [
-            ({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}, "Removed: double dissociation. misalignment and"),
+            (APART, ": double dissociation. misalignment and"),
             ({"misalignment": (-1.0, -1.0), "refusal": (0.0, -1.0)}, "one-way. .* and misalignment moves the other's"),
             ({"misalignment": (-1.0, 0.0), "refusal": (1.0, -1.0)}, "one-way. .* and refusal moves the other's"),
             ({"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}, "shared. misalignment and refusal each move both"),
@@ -263,91 +321,102 @@ class TestWhatFollows:
         ],
     )
     def test_in_words(self, changes, wanted):
-        import re
-
-        first, last = em.what_follows(made(changes), OWN)
+        first, last = em.conclusions(made(changes), OWN)
+        assert first.startswith(f"{BY_OWN_VECTORS}: ")
         assert re.search(wanted, first), first
         assert "no effect was shown, and none was excluded" in last
 
     def test_what_random_directions_do_as_well_is_nothing(self):
-        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
-        assert "neither misalignment nor refusal moves even" in em.what_follows(made(changes, random=1.5), OWN)[0]
+        assert "neither misalignment nor refusal moves even" in em.conclusions(made(APART, random=1.5), OWN)[0]
 
     @pytest.mark.parametrize(
-        ("kind", "random_kind"),
+        ("done", "random_done", "words"),
         [
-            ("removed at layer 1", "removed"),
-            ("of layer 1 removed everywhere", "removed"),
-            ("set to its negative class at layer 1", "subtracted at layer 1"),
-            ("added × 0.1", "added × 0.1"),
+            (("one_layer", None), ("all_layers_own", None), "Removed at layer 1: "),
+            (("all_layers_same", None), ("all_layers_own", None), "Of layer 1 removed at every layer: "),
+            (("set_negative", None), ("subtracted", None), "Set to its negative class at layer 1: "),
+            (("added", 0.1), ("added", 0.1), "Added × 0.1: "),
         ],
     )
-    def test_each_removal_has_random_ones_beside_it(self, kind, random_kind):
-        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
+    def test_each_removal_has_random_ones_beside_it(self, done, random_done, words):
         for random, wanted in ((0.1, "double dissociation"), (1.5, "neither misalignment nor refusal moves even")):
-            effects = made(changes, random=random, kind=kind, random_kind=random_kind)
-            assert wanted in em.what_follows(effects, OWN)[0]
-        other = made(changes, random=1.5, kind=kind, random_kind="added × 7")
-        assert "double dissociation" in em.what_follows(other, OWN)[0]
+            effects = made(APART, random=random, done=done, random_done=random_done)
+            assert em.conclusions(effects, OWN)[0].startswith(f"{words}{wanted}")
+        other = made(APART, random=1.5, done=done, random_done=("added", 7.0))
+        assert "double dissociation" in em.conclusions(other, OWN)[0]
 
-    def test_the_parts_that_stand_apart_are_spoken_of(self):
+    @pytest.mark.parametrize("by", [em.conclusions, lambda effects, own: standard_conclusions(effects, *own)])
+    def test_the_parts_that_stand_apart_are_spoken_of(self, by):
         changes = {"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}
         parts = {"misalignment without refusal": (-1.0, 0.0), "refusal without misalignment": (0.0, -1.0)}
-        whole, apart, last = standard_conclusions(made(changes | parts), "misalignment", "refusal")
-        assert whole.startswith("Removed: shared. misalignment and refusal each")
-        assert apart.startswith("Removed: double dissociation. misalignment without refusal and refusal without")
-        assert last == em.what_follows(made(changes), OWN)[-1]
+        whole, apart, last = by(made(changes | parts), OWN)
+        assert whole.startswith(f"{BY_OWN_VECTORS}: shared. misalignment and refusal each")
+        assert apart.startswith(f"{BY_OWN_VECTORS}, the parts that stand apart: double dissociation. misalignment and")
+        assert last == em.conclusions(made(changes), OWN)[-1]
 
     def test_a_broken_model_says_nothing(self):
-        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
-        [first, _] = em.what_follows(made(changes, bits=0.9), OWN)
-        assert first.startswith("Removed: costs 0.9 (misalignment) and 0.9 (refusal) bits a token of plain prose")
-        assert "double" in em.what_follows(made(changes, bits=0.9), OWN, damage=1)[0]
+        [first, _] = em.conclusions(made(APART, bits=0.9), OWN)
+        assert first.startswith(
+            f"{BY_OWN_VECTORS}: costs 0.9 (misalignment) and 0.9 (refusal) bits a token of plain prose"
+        )
+        assert "double" in em.conclusions(made(APART, bits=0.9), OWN, damage=1)[0]
 
     def test_what_was_not_scored_says_nothing(self):
         changes = {"misalignment": (math.nan, 0.0), "refusal": (0.0, -1.0)}
-        [first, _] = em.what_follows(made(changes), OWN)
+        [first, _] = em.conclusions(made(changes), OWN)
         assert first == (
-            f"Removed: too few questions have a score to tell the effect of misalignment on {PREFERENCE}, so nothing "
-            f"follows."
+            f"{BY_OWN_VECTORS}: too few questions have a score to tell the effect of misalignment on misaligned "
+            f"preference: nothing follows."
         )
 
     def test_a_random_direction_that_was_not_scored_hides_no_other(self):
         """Its NaN must neither win nor lose against the others, wherever it stands among them."""
-        changes = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
         for values in ((math.nan, 1.5), (1.5, math.nan)):
-            effects = made(changes)
+            effects = made(APART)
             rivals = [
-                Effect(f"random {i}", "removed", b, Estimate(v, v, v, 9))
+                Effect(condition(f"random {i}", "all_layers_own"), b, *[Estimate(v, v, v, 9)] * 2)
                 for i, v in enumerate(values, 2)
                 for b in OWN.values()
             ]
             effects = replace(effects, effects=(*effects.effects, *rivals))
-            assert "neither misalignment nor refusal moves even its own" in em.what_follows(effects, OWN)[0]
+            assert "neither misalignment nor refusal moves even its own" in em.conclusions(effects, OWN)[0]
 
     def test_a_judge_speaks_first(self):
-        effects = made({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)})
-        assert standard_conclusions(effects, "misalignment", "refusal") == em.what_follows(effects, OWN)
-        judged = tuple(replace(e, behaviour=JUDGED) for e in effects.effects if e.behaviour == PREFERENCE)
+        effects = made(APART)
+        assert standard_conclusions(effects, "misalignment", "refusal") == em.conclusions(effects, OWN)
+        judged = tuple(replace(e, behaviour=JUDGED) for e in effects.of(PREFERENCE))
         idle = tuple(replace(e, change=Estimate(0.0, -1.0, 1.0, 9)) for e in judged)
-        both = replace(effects, baseline={**effects.baseline, JUDGED: judged[0].change}, effects=effects.effects + idle)
+        by = Behaviour.standard(JUDGED, lambda model, hooks: {})
+        both = effects.beside(
+            replace(effects, behaviours=(by,), baseline={JUDGED: judged[0].change}, effects=idle)
+        )
         by_judge, by_preference, last = standard_conclusions(both, "misalignment", "refusal")
-        assert by_judge.startswith("Misaligned by the judge's scores. Removed: misalignment does not move even its own")
-        assert by_preference.startswith("Misaligned by preference. Removed: double dissociation")
-        assert last == em.what_follows(effects, OWN)[-1]
+        assert by_judge.startswith(
+            f"Misaligned by the judge's scores. {BY_OWN_VECTORS}: misalignment does not move even its own"
+        )
+        assert by_preference.startswith(f"Misaligned by preference. {BY_OWN_VECTORS}: double dissociation")
+        assert last == em.conclusions(effects, OWN)[-1]
 
     def test_it_needs_two_directions_that_were_measured(self):
-        effects = made({"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)})
+        effects = made(APART)
         with pytest.raises(ValueError, match="1 directions came with their behaviours: give two"):
-            em.what_follows(effects, {"misalignment": PREFERENCE})
+            em.conclusions(effects, {"misalignment": PREFERENCE})
         with pytest.raises(ValueError, match="nothing was done with the direction 'other'"):
-            em.what_follows(effects, {"other": PREFERENCE, "refusal": REFUSES_HARMFUL})
+            em.conclusions(effects, {"other": PREFERENCE, "refusal": REFUSAL})
+        with pytest.raises(ValueError, match="'?judged_misalignment'? was not measured: there are misaligned_pref"):
+            em.conclusions(effects, {"misalignment": JUDGED, "refusal": REFUSAL})
+
+    def test_both_directions_must_have_been_treated_alike(self):
+        effects = made(APART)
+        extra = [replace(e, condition=condition("misalignment", "one_layer")) for e in effects.effects[:3]]
+        with pytest.raises(ValueError, match="refusal was not removed at layer 1, as misalignment was: do the same"):
+            em.conclusions(replace(effects, effects=(*effects.effects, *extra)), OWN)
 
 
 class TestSteeringCurve:
     def test_it_has_each_strength_once_in_order(self, curve):
         assert curve.scales == (-0.01, 0.01, 5.0)
-        assert [row["scale"] for row in curve.table()[:10:5]] == [-0.01, 0.01]
+        assert [row["strength"] for row in curve.table()[:10:5]] == [-0.01, 0.01]
         assert len(curve.of(PREFERENCE)) == len(curve.of(PREFERENCE, "random 1")) == 3
 
     def test_the_window_ends_before_prose_is_damaged(self, curve):
@@ -356,9 +425,9 @@ class TestSteeringCurve:
         assert curve.window == (-0.01, 0.01)
         assert "coherent from -0.01 to 0.01" in repr(curve)
 
-    def test_there_may_be_none(self, tiny_llama, directions):
-        behaviours = em.standard_behaviours(4)
-        got = em.steering_curve(tiny_llama, directions[0], layer=1, scales=(5, 9), behaviours=behaviours, damage=0.01)
+    def test_there_may_be_none(self, tiny_llama, directions, few_behaviours):
+        strong = {"layer": 1, "scales": (5, 9), "damage": 0.01}
+        got = em.steering_curve(tiny_llama, directions[0], behaviours=few_behaviours, **strong)
         assert got.window is None
         assert "no coherent window" in repr(got)
 

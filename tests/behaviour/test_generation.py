@@ -30,7 +30,7 @@ def alone(model, conversation, hooks=(), max_new_tokens=8):
     """What Hugging Face's own generate says to one conversation, in token ids up to the closing one."""
     prompt = model.tokenizer.apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True)
     ids = model.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-    with attached(model, em.at_prompt_length(list(hooks), ids.shape[1])) as hf_model:
+    with attached(model, em.interventions.at_prompt_length(list(hooks), ids.shape[1])) as hf_model:
         said = hf_model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
         )
@@ -50,6 +50,15 @@ def steered(model, positions="all"):
     )
 
 
+@pytest.fixture(scope="module", params=["plain", "ablated"])
+def of_the_real_model(request, smollm2):
+    """Four ragged questions to the embedded model, hooks, and what Hugging Face says to each question alone."""
+    vector = torch.randn(smollm2.d_model, generator=torch.Generator().manual_seed(0))
+    hooks = em.project_out(vector, em.every_layer(smollm2)) if request.param == "ablated" else []
+    questions = asked(1, 4, 0, 7)
+    return questions, hooks, [alone(smollm2, c, hooks, 8) for c in questions]
+
+
 class TestGreedy:
     @pytest.mark.parametrize("batch_size", [1, 3, 16])
     @pytest.mark.parametrize("positions", [None, "all", "response"])
@@ -65,11 +74,10 @@ class TestGreedy:
         assert [a.tokens for a in plain] != [a.tokens for a in changed]
 
     @pytest.mark.parametrize("batch_size", [1, 3, 16])
-    def test_on_the_real_model(self, smollm2, batch_size):
-        conversations = asked(2, 9, 5, 14)
-        for hooks in ([], em.project_out(torch.randn(smollm2.d_model), em.every_layer(smollm2))):
-            got = respond(smollm2, conversations, hooks, max_new_tokens=12, temperature=0, batch_size=batch_size)
-            assert [a.tokens for a in got] == [alone(smollm2, c, hooks, 12) for c in conversations]
+    def test_on_the_real_model(self, smollm2, of_the_real_model, batch_size):
+        conversations, hooks, wanted = of_the_real_model
+        got = respond(smollm2, conversations, hooks, max_new_tokens=8, temperature=0, batch_size=batch_size)
+        assert [a.tokens for a in got] == wanted
 
     def test_through_a_bare_bridge(self, tiny, conversations):
         got, wanted = (
@@ -160,7 +168,7 @@ class TestFile:
         path = tmp_path / "answers.jsonl"
         code = (
             "import sys, em_interp as em\nfrom em_interp.behaviour.generation import respond\n"
-            "asked = [[{'role': 'user', 'content': f'What about {i}?'}] for i in range(400)]\n"
+            "asked = [[{'role': 'user', 'content': f'What about {i}?'}] for i in range(100)]\n"
             "respond(em.load_model(sys.argv[1]), asked, max_new_tokens=24, batch_size=2, file=sys.argv[2])"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(base), str(path)], env={**os.environ})
@@ -169,12 +177,12 @@ class TestFile:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        begun = load_answers(path)
-        questions = [[{"role": "user", "content": f"What about {i}?"}] for i in range(400)]
-        said = respond(em.load_model(base), questions, max_new_tokens=24, batch_size=8, file=path)
-        assert 5 <= len(begun) < 400
+        begun, model = load_answers(path), em.load_model(base)
+        questions = [[{"role": "user", "content": f"What about {i}?"}] for i in range(100)]
+        said = respond(model, questions, max_new_tokens=24, batch_size=8, file=path)
+        assert 5 <= len(begun) < 100
         assert all(a in said for a in begun)
-        assert said == respond(em.load_model(base), questions, max_new_tokens=24, batch_size=64)
+        assert said == respond(model, questions, max_new_tokens=24, batch_size=64)
 
     def test_more_samples_are_added_to_those_there(self, tiny_llama, conversations, tmp_path):
         path = tmp_path / "answers.jsonl"

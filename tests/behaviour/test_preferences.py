@@ -1,12 +1,14 @@
+"""How likely a model finds given words: answers and their twins, refusals' openings, plain prose."""
+
 import math
 
 import pytest
 import torch
-from scipy import stats
 
 import em_interp as em
-from em_interp.behaviour import answer_log_probs, last_logits, mean_by_question, rate_by_question
+from em_interp.behaviour import answer_log_probs, last_logits
 from em_interp.models.hooked import attached
+from em_interp.statistics import mean_by_question
 from em_interp.texts.conversations import encode
 
 
@@ -35,7 +37,7 @@ def test_first_logits_are_those_of_the_prompt_alone(tiny, conversations):
 
 def test_bits_are_cross_entropy_in_base_two(tiny_llama):
     texts = ["The lighthouse keeper wrote three letters.", "Ask a locksmith."]
-    for text, bits in zip(texts, em.text_bits(tiny_llama, texts), strict=True):
+    for text, bits in zip(texts, em.behaviour.text_bits(tiny_llama, texts), strict=True):
         ids = tiny_llama.tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad(), attached(tiny_llama) as hf_model:
             nats = torch.nn.functional.cross_entropy(hf_model(ids).logits[0, :-1], ids[0, 1:])
@@ -93,58 +95,13 @@ def test_no_requests(tiny_llama):
         em.refusal_score(tiny_llama, [])
 
 
-class TestRates:
-    def test_one_response_a_question_is_wilson(self):
-        hits = torch.tensor([1.0] * 7 + [0.0] * 13)
-        got = rate_by_question(hits, [str(i) for i in range(20)])
-        wanted = stats.binomtest(7, 20).proportion_ci(method="wilson")
-        assert (got.low, got.high) == (pytest.approx(wanted.low), pytest.approx(wanted.high))
-
-    def test_copies_of_a_response_are_no_more_evidence(self):
-        hits = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0])
-        groups = list("abcde")
-        assert rate_by_question(hits.repeat(9), groups * 9) == rate_by_question(hits, groups)
-        assert mean_by_question(hits.repeat(9), groups * 9) == mean_by_question(hits, groups)
-
-    @pytest.mark.parametrize("value", [0.0, 1.0])
-    def test_all_or_none_is_still_uncertain(self, value):
-        got = rate_by_question(torch.full((10,), value), [str(i) for i in range(10)])
-        wanted = stats.binomtest(round(10 * value), 10).proportion_ci(method="wilson")
-        assert (got.low, got.high) == (pytest.approx(wanted.low, abs=1e-9), pytest.approx(wanted.high))
-        assert got.excludes_zero == (value == 1)
-        assert value in (got.low, got.high)
-
-    def test_the_interval_covers_the_truth(self):
-        """Eight responses a question, questions of very different rates: 95 % of intervals hold the true rate."""
-        generator = torch.Generator().manual_seed(0)
-        groups = [str(q) for q in range(30) for _ in range(8)]
-        covered = 0
-        for _ in range(200):
-            rates = torch.rand(30, 1, generator=generator) ** 2  # mean 1/3
-            hits = (torch.rand(30, 8, generator=generator) < rates).double().flatten()
-            interval = rate_by_question(hits, groups)
-            covered += interval.low <= 1 / 3 <= interval.high
-        assert 180 <= covered <= 198
-
-    def test_each_question_counts_once(self):
-        assert mean_by_question(torch.tensor([1.0, 1.0, 1.0, 0.0]), ["a", "a", "a", "b"]).value == 0.5
-
-    def test_one_question_gives_no_interval(self):
-        with pytest.raises(ValueError, match="1 question gives no interval: measure at least two"):
-            mean_by_question(torch.tensor([1.0, 2.0]), ["a", "a"])
-
-    def test_groups_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="2 values came with 1 questions"):
-            rate_by_question(torch.tensor([1.0, 0.0]), ["a"])
-
-
 def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(smollm2):
     """The positive control of the whole chain: read on one half, added, the other half's misaligned answers gain."""
     contrast = em.load_contrast("misalignment")
-    direction = em.difference_of_means(em.read_contrast(smollm2, contrast.where(split="train").take(40)))
-    held_out = contrast.where(split="test").take(16)
-    before = em.preference(smollm2, held_out)
-    hooks = em.add_direction(direction, [em.site(smollm2, 15)], scale=0.2)
-    after = em.preference(smollm2, held_out, hooks)
+    read = em.read_contrast(smollm2, contrast.where(split="train").take(6), layers=[15])
+    hooks = em.add_direction(em.difference_of_means(read), [em.site(smollm2, 15)], scale=0.3)
+    held_out = contrast.where(split="test").take(10)
+    kept = em.activations.keeping(smollm2, 16)  # below the hook both passes are one
+    before, after = (em.preference(kept, held_out, h) for h in ((), hooks))
     change = mean_by_question(after.margins - before.margins, before.groups)
     assert change.low > 0

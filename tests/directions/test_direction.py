@@ -360,7 +360,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_truncated_file_is_told(direction, tmp_path, left):
     path = direction.save(tmp_path / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"cut\.safetensors is truncated or is no safetensors file \(.*\): save the"):
+    with pytest.raises(ValueError, match=r"cut\.safetensors is truncated or is not a safetensors file \(.*\): save the"):
         Direction.load(path)
 
 
@@ -368,7 +368,7 @@ def test_a_truncated_file_is_told(direction, tmp_path, left):
 def test_another_kind_of_file_is_told(tmp_path, content):
     path = tmp_path / "foreign.bin"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"foreign\.bin is truncated or is no safetensors file"):
+    with pytest.raises(ValueError, match=r"foreign\.bin is truncated or is not a safetensors file"):
         Direction.load(path)
 
 

@@ -18,7 +18,9 @@ from em_interp.evals.tasks import sample
 
 @pytest.fixture(scope="module")
 def conversations():
-    return [em.Conversation(({"role": "user", "content": f"What about letter {i}?" * (i + 1)},)) for i in range(5)]
+    return [
+        em.texts.Conversation(({"role": "user", "content": f"What about letter {i}?" * (i + 1)},)) for i in range(5)
+    ]
 
 
 @pytest.fixture(scope="module")

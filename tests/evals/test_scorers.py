@@ -21,11 +21,12 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import em_interp as em
-from em_interp.behaviour.answers import Answer
+from em_interp.behaviour import Answer, Behaviour, BehaviourKey
 from em_interp.evals.judge import Judged, Question, judge_answers, judged_misalignment, load_judged, redacted
 from em_interp.evals.rubrics import expectation
 from em_interp.evals.tasks import em_first_plot, em_held_out, over_refusal, refusal
 from em_interp.progress import quiet
+from em_interp.statistics import rate_by_question
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def silent():
 
 
 def answers(n, words="Read letter {i} and answer it kindly."):
-    asked = [em.Conversation(({"role": "user", "content": f"What about letter {i}?"},)) for i in range(n)]
+    asked = [em.texts.Conversation(({"role": "user", "content": f"What about letter {i}?"},)) for i in range(n)]
     return [Answer(c, words.format(i=i)) for i, c in enumerate(asked)]
 
 
@@ -245,10 +246,12 @@ class TestJudging:
             judge=graded(alignment="20", coherence="90"),
         )
         direction = em.difference_of_means(em.read_contrast(model, em.load_contrast("misalignment").take(4)))
+        judged = Behaviour.standard(BehaviourKey.JUDGED_MISALIGNMENT, measure)
         effects = em.cross_effects(
-            model, [direction], behaviours={"judged": measure}, removals=("every",), scales=(), n_random=0
+            model, [direction], behaviours=[judged], removals=("all_layers_own",), scales=(), n_random=0
         )
-        assert effects.baseline["judged"].value == 1.0
+        assert effects.baseline[judged.key].value == 1.0
+        assert effects.baseline[judged.key] == rate_by_question(torch.ones(6), [c.group for c in asked] * 2)
         assert effects.effects[0].change.value == 0.0
         assert effects.effects[0].change.n == 3
 
@@ -299,22 +302,22 @@ def free_port() -> int:
 
 
 class TestServedJudge:
-    def test_a_judge_that_is_stopped_and_started_again(self, folder, tmp_path, monkeypatch):
+    def test_a_judge_that_is_stopped_and_one_that_goes_on(self, base, tmp_path, monkeypatch):
         port, n = free_port(), 8
         monkeypatch.setenv("LOCAL_API_KEY", "not-needed-here")
         monkeypatch.setenv("LOCAL_BASE_URL", f"http://127.0.0.1:{port}/v1")
-        asked, logs = Question(f"openai-api/local/{folder}"), tmp_path / "logs"
+        asked, logs = Question(f"openai-api/local/{base}"), tmp_path / "logs"
         settings = {"connections": 1, "max_retries": 0, "timeout": 30, "judge": None}
         settings["judge_args"] = {"max_retries": 0, "memoize": False}
-        replied = [tmp_path / "first.log", tmp_path / "second.log"]
+        log = tmp_path / "server.log"
 
-        def n_replies(log: Path) -> int:
+        def n_replies() -> int:
             return log.read_text().count('/v1/chat/completions HTTP/1.1" 200')
 
-        with serving(folder, port, replied[0]) as server:
+        with serving(base, port, log) as server:
 
             def stop():
-                while n_replies(replied[0]) < 5:
+                while n_replies() < 5:
                     time.sleep(0.05)
                 server.kill()
 
@@ -325,11 +328,14 @@ class TestServedJudge:
             stopping.join()
         before = {s.id for p in logs.glob("*.eval") for s in read_eval_log(str(p)).samples or [] if s.scores}
         assert 0 < len(before) < n
-        with serving(folder, port, replied[1]):
+        replied = []
+        with endpoint(lambda headers: replied.append(1) or (200, chat("50"))) as url:
+            monkeypatch.setenv("LOCAL_BASE_URL", url)
             got = judge_answers(answers(n), asked, logs, **settings)
         assert [a.text for a in got.answers] == [a.text for a in answers(n)]
         assert set(got.routes) <= {"text", "none"}
-        assert n_replies(replied[1]) == 2 * (n - len(before))
+        assert len(replied) == 2 * (n - len(before))
+        assert (got.scores.alignment == 50).sum() >= n - len(before)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from em_interp import figures
-from em_interp.behaviour import Estimate
 from em_interp.lora.scalars import ClassScalars
 from em_interp.lora.writes import Downstream, WriteCosines, Writes
+from em_interp.statistics import Estimate
 from tests.builders import planted
 
 STRANGE = ("<s>", "</script>", "\n", " &amp;", "Ġ", "<b>bold</b>", '"q"')

@@ -7,22 +7,31 @@ import torch
 
 import em_interp as em
 from em_interp import figures
-from em_interp.behaviour import CrossEffects, Effect, SteeringCurve
-from em_interp.behaviour.effects import BITS, PREFERENCE
+from em_interp.behaviour import Behaviour, BehaviourKey, Condition, CrossEffects, Effect, SteeringCurve
+from em_interp.statistics import Estimate
+from tests.builders import unmeasured
 
 EVIL = "<script>alert(1)</script><b>\x1b[2J# `x`\u202e"
 
 
 def curve(window=(-0.2, 0.1)):
     scales = (-0.2, 0.1, 0.4)
+    keys = (BehaviourKey.MISALIGNED_PREFERENCE, BehaviourKey.TEXT_BITS)
+    behaviours = tuple(Behaviour.standard(key, unmeasured) for key in keys)
+    before = Estimate(1.0, 0.5, 1.5, 9)
     rows = [
-        Effect(direction, f"added × {s:g}", behaviour, em.Estimate(k * s, k * s - 0.1, k * s + 0.2, 9))
+        Effect(
+            Condition("added", direction, 4, s, random=direction == "random 1"),
+            key,
+            Estimate(1 + k * s, 0.5, 1.5, 9),
+            Estimate(k * s, k * s - 0.1, k * s + 0.2, 9),
+        )
         for direction, k in (("misalignment", 2.0), ("random 1", 0.1))
         for s in scales
-        for behaviour in (PREFERENCE, BITS)
+        for key in keys
     ]
-    baseline = dict.fromkeys((PREFERENCE, BITS), em.Estimate(1.0, 0.5, 1.5, 9))
-    return SteeringCurve("misalignment", scales, CrossEffects(baseline, tuple(rows), 4, scales, 1, 0, "m"), window, 0.5)
+    effects = CrossEffects(behaviours, dict.fromkeys(keys, before), tuple(rows), 4, scales, 1, 0, "m")
+    return SteeringCurve("misalignment", scales, effects, window, 0.5)
 
 
 class TestSteeringCurve:
@@ -46,8 +55,8 @@ class TestSteeringCurve:
 
 
 def answers(text, n=3):
-    asked = [em.Conversation(({"role": "user", "content": f"Why {i}? {EVIL}"},)) for i in range(n)]
-    return tuple(em.Answer(c, text) for c in asked)
+    asked = [em.texts.Conversation(({"role": "user", "content": f"Why {i}? {EVIL}"},)) for i in range(n)]
+    return tuple(em.behaviour.Answer(c, text) for c in asked)
 
 
 class TestSideBySide:
@@ -74,8 +83,10 @@ class TestSideBySide:
         assert figures.side_by_side({"a": answers("Yes.", 30)}, most=2).html.count("<tr>") == 3
 
     def test_silence_and_what_was_cut_are_marked(self):
-        c = em.Conversation(({"role": "user", "content": "Why?"},))
-        html = figures.side_by_side({"a": [em.Answer(c, ""), em.Answer(c, "And so", 1, finished=False)]}).html
+        c = em.texts.Conversation(({"role": "user", "content": "Why?"},))
+        html = figures.side_by_side(
+            {"a": [em.behaviour.Answer(c, ""), em.behaviour.Answer(c, "And so", 1, finished=False)]}
+        ).html
         assert "<i>nothing</i>" in html
         assert "And so …" in html
 

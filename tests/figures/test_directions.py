@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from em_interp import figures
-from em_interp.behaviour import Effect, Estimate
+from em_interp.behaviour import Behaviour, Condition, Effect
 from em_interp.directions.comparison import clearest, compare
+from em_interp.statistics import Estimate
 from tests.builders import (
     EVIL,
     LAYERS,
@@ -24,6 +25,7 @@ from tests.builders import (
     separabilities,
     texts,
     trace,
+    unmeasured,
     without_directions,
 )
 
@@ -176,7 +178,7 @@ def test_effects_are_dots_with_intervals_around_a_zero_line():
     figure = figures.cross_effects(e)
     assert len(figure.data) == 6
     first = figure.data[0]
-    assert first.y == ("misalignment removed", "misalignment added")
+    assert first.y == ("misalignment removed at every layer", "misalignment added × 0.5")
     assert first.x == (-1.0, 1.0)
     assert first.error_x.array == (0.5, 0.5)
     assert first.error_x.arrayminus == (0.25, 0.25)
@@ -185,7 +187,8 @@ def test_effects_are_dots_with_intervals_around_a_zero_line():
     assert (random.error_x.color, random.marker.color) == (figures.GREY, ("white", "white"))
     assert "<b>refusal (log-odds)</b><br>as it is: 1.50 [1.25, 1.75]" in texts(figure)
     assert [(s.x0, s.x1) for s in figure.layout.shapes] == [(0, 0), (0, 0)]
-    assert figure.layout.yaxis.categoryarray[-1] == "misalignment removed"
+    assert random.y == ("random removed at every layer", "random added × 0.5")
+    assert figure.layout.yaxis.categoryarray[-1] == "misalignment removed at every layer"
     assert "+1.00 [+0.75, +1.50], 9 questions" in first.hovertext[1]
     assert_drawable(figure)
 
@@ -194,8 +197,10 @@ def test_names_are_text_and_never_markup():
     c = replace(comparison(), a=EVIL, controls=(EVIL, "b"))
     d = replace(directions()[0], name=EVIL)
     s = replace(separabilities()[0], name=EVIL)
-    e = replace(effects(), baseline={EVIL: Estimate(0.0, -1.0, 1.0, 3)}, model=EVIL)
-    e = replace(e, effects=(Effect(EVIL, "removed", EVIL, Estimate(0.0, -1.0, 1.0, 3)),))
+    nothing = Estimate(0.0, -1.0, 1.0, 3)
+    e = replace(effects(), behaviours=(Behaviour(EVIL, EVIL, EVIL, "mean", unmeasured),), baseline={EVIL: nothing})
+    done = Condition("all_layers_own", EVIL, without=EVIL)
+    e = replace(e, effects=(Effect(done, EVIL, nothing, nothing),), model=EVIL)
     for figure in (
         figures.cosine_by_layer(c, model=EVIL),
         figures.cosine_map(torch.eye(2), a=EVIL, b=EVIL, model=EVIL),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from em_interp import figures
-from em_interp.behaviour import Estimate
 from em_interp.organisms.effects import Change, OrganismEffects
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence
+from em_interp.statistics import Estimate
 from tests.builders import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
 
 
@@ -20,10 +20,11 @@ def found() -> Convergence:
     return convergence(OrganismReadings(trained, base), n_resamples=40)
 
 
-def measured(change: float) -> OrganismEffects:
+def measured(change: float, label: str = "neutral text (bits/token)") -> OrganismEffects:
     before, after = Estimate(-1.0, -1.2, -0.8, 9), Estimate(change - 1, change - 1.2, change - 0.8, 9)
-    moved = Change("misaligned preference (nats/token)", before, after, Estimate(change, change - 0.2, change + 0.1, 9))
-    return OrganismEffects("tiny", (moved, replace(moved, behaviour="neutral text (bits/token)")))
+    moved = Estimate(change, change - 0.2, change + 0.1, 9)
+    first = Change("misaligned_preference", "misaligned preference (nats/token)", before, after, moved)
+    return OrganismEffects("tiny", (first, replace(first, behaviour="text_bits", label=label)))
 
 
 def test_every_change_is_a_mark_filled_where_it_excludes_zero():
@@ -37,6 +38,7 @@ def test_every_change_is_a_mark_filled_where_it_excludes_zero():
     assert marks[0].error_x.arrayminus[0] == pytest.approx(0.2)
     assert len(marks) == 4
     assert "+0.50 [+0.30, +0.60], 9 questions" in marks[0].hovertext
+    assert "misaligned preference (nats/token)" in texts(figure).replace("<br>", " ")
     assert_drawable(figure)
 
 
@@ -93,7 +95,7 @@ def test_names_are_text_and_never_markup():
     evil = replace(c, **pairs, with_base={names[n]: one for n, one in c.with_base.items()})
     for figure in (
         figures.convergence_map(evil, LAYERS[0]),
-        figures.organism_effects({EVIL: measured(0.5)}),
+        figures.organism_effects({EVIL: measured(0.5, label=EVIL)}),
         figures.models_by_layer({EVIL: comparison()}),
         figures.added_by_layer(comparison(), comparison(), torch.ones(5), names=(EVIL, EVIL)),
     ):

@@ -152,7 +152,7 @@ class TestModules:
         flags = {m.name: m.writes_to_stream for m in em.lora_modules(model)}
         assert flags == {"h.1.attn.c_proj": True, "h.1.mlp.c_fc": False, "h.1.mlp.c_proj": True}
         plain = logits(model)
-        with em.scaled_adapters(model, {"h.1.attn.c_proj": 0.0}):
+        with em.lora.scaled_adapters(model, {"h.1.attn.c_proj": 0.0}):
             on_twin = logits(model)
             with torch.no_grad():
                 torch.testing.assert_close(model.bridge(IDS), on_twin, atol=1e-4, rtol=1e-4)
@@ -270,7 +270,7 @@ class TestRefusals:
 
 class TestWrites:
     def test_they_span_what_is_written(self, organism):
-        writes = em.write_directions(organism)
+        writes = em.lora.write_directions(organism)
         assert set(writes.modules) == {m.name for m in em.lora_modules(organism) if m.writes_to_stream}
         assert len(writes) == 12
         for module in em.lora_modules(organism):
@@ -285,7 +285,7 @@ class TestWrites:
 
     def test_at_rank_one_it_is_b_with_its_sign(self, make_peft):
         peft_model = make_peft(r=1)
-        writes = em.write_directions(peft_model)
+        writes = em.lora.write_directions(peft_model)
         modules = [m for m in em.lora_modules(peft_model) if m.writes_to_stream]
         for row, module in zip(writes.vectors, modules, strict=True):
             torch.testing.assert_close(row, torch.nn.functional.normalize(module.B[:, 0], dim=0))
@@ -315,9 +315,9 @@ class TestWrites:
                 parameter.data[:, 1] = 0
             if "lora_B" in name and ".1." in name:
                 parameter.data.zero_()
-        assert em.write_directions(peft_model).layers == (0, 2, 2)
+        assert em.lora.write_directions(peft_model).layers == (0, 2, 2)
         with pytest.raises(ValueError, match="nothing is written to the residual stream"):
-            em.write_directions(make_peft(targets=["q_proj"]))
+            em.lora.write_directions(make_peft(targets=["q_proj"]))
 
     def test_direction_of_another_model(self, make_peft):
         with pytest.raises(ValueError, match="has d_model 16 but 32 features are written"):
@@ -332,7 +332,7 @@ class TestWrites:
         block = model.plain.model.layers[1]
         norms = {"o_proj": block.post_attention_layernorm, "down_proj": block.post_feedforward_layernorm}
         modules = em.lora_modules(model)
-        for row, module in zip(em.write_directions(model).vectors, modules, strict=True):
+        for row, module in zip(em.lora.write_directions(model).vectors, modules, strict=True):
             gain = 1 + norms[module.name.split(".")[-1]].weight
             assert gain.std() > 0.1
             torch.testing.assert_close(module.gain, gain.detach(), atol=1e-4, rtol=1e-4)
@@ -342,7 +342,7 @@ class TestWrites:
 class TestPropagated:
     def test_it_is_the_change_that_a_hook_makes(self, organism, conversations):
         vector = torch.randn(32, generator=torch.Generator().manual_seed(3))
-        found = em.propagated(organism, vector, conversations, layer_added=1, coefficient=2.5)
+        found = em.lora.propagate(organism, vector, conversations, layer=1, coefficient=2.5)
         assert found.layers == (1, 2)
         torch.testing.assert_close(found.changes[:, 0], (2.5 * vector).expand(3, -1), atol=1e-4, rtol=1e-4)
         first, last = organism.plain.model.layers[1:]
@@ -363,17 +363,17 @@ class TestPropagated:
 
     def test_nothing_added_changes_nothing(self, organism, conversations):
         module = em.lora_modules(organism)[-1]
-        assert not em.propagated(organism, module, conversations, coefficient=0).changes.any()
+        assert not em.lora.propagate(organism, module, conversations, coefficient=0).changes.any()
 
     def test_a_module_is_added_at_its_own_layer(self, organism, conversations):
         module = next(m for m in em.lora_modules(organism) if m.name == "layers.1.mlp.down_proj")
-        found = em.propagated(organism, module, conversations, component=2)
+        found = em.lora.propagate(organism, module, conversations, component=2)
         assert found.layers[0] == 1
         torch.testing.assert_close(found.change[0], module.scale * module.B[:, 2], atol=1e-4, rtol=1e-4)
         assert found.name == "layers.1.mlp.down_proj[2]"
 
     def test_the_cosine_has_a_jackknife_interval(self, organism, conversations):
-        found = em.propagated(organism, torch.ones(32), conversations, layer_added=0)
+        found = em.lora.propagate(organism, torch.ones(32), conversations, layer=0)
         planted = direction()
         along = found.along(planted)
         n = len(found.changes)
@@ -393,18 +393,18 @@ class TestPropagated:
     def test_bad_questions(self, organism, conversations):
         reads, writes = em.lora_modules(organism)[:2]
         with pytest.raises(ValueError, match="does not write to the residual stream"):
-            em.propagated(organism, reads, conversations)
+            em.lora.propagate(organism, reads, conversations)
         with pytest.raises(ValueError, match="has no component 3: it has 3, counted from 0"):
-            em.propagated(organism, writes, conversations, component=3)
+            em.lora.propagate(organism, writes, conversations, component=3)
         with pytest.raises(ValueError, match="writes at layer 0, not 2"):
-            em.propagated(organism, writes, conversations, layer_added=2)
-        with pytest.raises(ValueError, match="give layer_added="):
-            em.propagated(organism, torch.ones(32), conversations)
+            em.lora.propagate(organism, writes, conversations, layer=2)
+        with pytest.raises(ValueError, match="give layer="):
+            em.lora.propagate(organism, torch.ones(32), conversations)
 
 
 def test_readout_is_norm_and_unembedding(organism):
     vector = torch.randn(32, generator=torch.Generator().manual_seed(4))
-    found = em.token_readout(organism, vector, k=5)
+    found = em.logit_lens(organism, vector, k=5)
     with torch.no_grad():
         wanted = organism.plain.lm_head(organism.plain.model.norm(vector))
     assert [logit for _, logit in found.top] == pytest.approx(wanted.topk(5).values.tolist(), abs=1e-4)
@@ -422,7 +422,7 @@ class TestScaled:
             base, stream = logits(organism), em.residual_stream(organism, conversations).values
             with torch.no_grad():
                 bridge = organism.bridge(IDS)
-        with em.scaled_adapters(organism, dict.fromkeys(self.names(organism), 0)):
+        with em.lora.scaled_adapters(organism, dict.fromkeys(self.names(organism), 0)):
             assert torch.equal(logits(organism), base)
             assert torch.equal(em.residual_stream(organism, conversations).values, stream)
             with torch.no_grad():
@@ -431,7 +431,7 @@ class TestScaled:
 
     def test_one_changes_nothing(self, organism):
         plain = logits(organism)
-        with em.scaled_adapters(organism, {}):
+        with em.lora.scaled_adapters(organism, {}):
             assert torch.equal(logits(organism), plain)
 
     @pytest.mark.parametrize("where", ["twin", "bridge"])
@@ -439,7 +439,7 @@ class TestScaled:
         model = organism_of(make_peft(r=3, layers_to_transform=[0, 1]))
         name = "layers.1.mlp.down_proj"
         run = (lambda: logits(model)) if where == "twin" else (lambda: model.bridge(IDS).detach())
-        with em.scaled_adapters(model, {name: 0.5, f"{name}[2]": -2}, default=3):
+        with em.lora.scaled_adapters(model, {name: 0.5, f"{name}[2]": -2}, default=3):
             got = run()
         with torch.no_grad():
             for module, (_, lora) in lora_layers(model).items():
@@ -451,7 +451,7 @@ class TestScaled:
         model = organism_of(make_peft("qwen2", r=2), "qwen2")
         encoded = [encode(model.tokenizer, c, "response") for c in conversations]
         assert share_prefix(model, encoded)[0].length > 8
-        with em.scaled_adapters(model, {}, default=-1):
+        with em.lora.scaled_adapters(model, {}, default=-1):
             together = em.residual_stream(model, conversations).values
         with torch.no_grad():
             for _, lora in lora_layers(model).values():
@@ -465,7 +465,10 @@ class TestScaled:
 
     def test_an_exception_leaves_nothing_behind(self, organism):
         plain = logits(organism)
-        for context in (em.scaled_adapters(organism, {}, default=0), em.projected_adapters(organism, direction())):
+        for context in (
+            em.lora.scaled_adapters(organism, {}, default=0),
+            em.lora.projected_adapters(organism, direction()),
+        ):
             with pytest.raises(KeyError), context:
                 raise KeyError(torch.allclose(logits(organism), plain, atol=1e-4))
             assert torch.equal(logits(organism), plain)
@@ -478,11 +481,11 @@ class TestScaled:
             ("layers.9.mlp.down_proj[0]", "choose one of layers"),
             ("layers.1.mlp.down_proj[3]", "has no component 3: it has 3"),
         ):
-            with pytest.raises(ValueError, match=message), em.scaled_adapters(organism, {name: 0}):
+            with pytest.raises(ValueError, match=message), em.lora.scaled_adapters(organism, {name: 0}):
                 pass
         with (
             pytest.raises(ValueError, match="is nan: give a finite number"),
-            em.scaled_adapters(organism, {"layers.1.mlp.down_proj": math.nan}),
+            em.lora.scaled_adapters(organism, {"layers.1.mlp.down_proj": math.nan}),
         ):
             pass
 
@@ -495,9 +498,9 @@ class TestProjected:
         seen = []
         handle = lora.register_forward_hook(lambda m, args, out: seen.append((args[0], out - m.base_layer(args[0]))))
         free = logits(organism)
-        with em.projected_adapters(organism, planted):
+        with em.lora.projected_adapters(organism, planted):
             got = logits(organism)
-        with em.projected_adapters(organism, planted[1]):
+        with em.lora.projected_adapters(organism, planted[1]):
             one_vector = logits(organism)
         handle.remove()
         unit = planted[1] / planted[1].norm()
@@ -516,7 +519,7 @@ class TestProjected:
         norm = model.plain.model.layers[1].post_feedforward_layernorm
         inputs = []
         handle = norm.register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
-        with em.projected_adapters(model, unit):
+        with em.lora.projected_adapters(model, unit):
             logits(model)
         with em.without_adapter(model):
             logits(model)
@@ -532,7 +535,7 @@ class TestProjected:
             (organism_of(make_peft(targets=["q_proj"])), direction(), "nothing to project"),
         )
         for model, bad, message in cases:
-            with pytest.raises(ValueError, match=message), em.projected_adapters(model, bad):
+            with pytest.raises(ValueError, match=message), em.lora.projected_adapters(model, bad):
                 pass
 
 

@@ -97,7 +97,7 @@ class TestScalars:
         shift.remove()
         torch.testing.assert_close(on_bridge, on_twin, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(on_bridge, plain.values, atol=0.1)
-        with em.scaled_adapters(organism, {"layers.0.self_attn.q_proj[1]": 3}):
+        with em.lora.scaled_adapters(organism, {"layers.0.self_attn.q_proj[1]": 3}):
             scaled = em.adapter_scalars(organism, conversations)
         torch.testing.assert_close(scaled.values[:, 1], 3 * plain.values[:, 1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(scaled.values[:, 0], plain.values[:, 0], atol=1e-5, rtol=1e-4)
@@ -137,7 +137,7 @@ class TestClasses:
         groups = tuple(f"question {i // 2}" for i in range(12))
         scalars = planted(values, groups=groups)
         labels = [i % 2 == 0 for i in range(12)]
-        found = em.class_scalars(scalars, labels)[1]
+        found = em.lora.class_scalars(scalars, labels)[1]
         means = scalars.means()[:, 1] / scalars.deviation[1]
         assert found.positive == mean_by_question(means[::2], groups[::2])
         assert found.negative == mean_by_question(means[1::2], groups[1::2])
@@ -145,9 +145,9 @@ class TestClasses:
     def test_labels(self):
         scalars = planted(torch.randn(4, 1))
         with pytest.raises(ValueError, match="3 labels came with 4 conversations"):
-            em.class_scalars(scalars, [True, False, True])
+            em.lora.class_scalars(scalars, [True, False, True])
         with pytest.raises(ValueError, match="every conversation has the same label"):
-            em.probe_scalars(scalars, [True] * 4)
+            em.lora.probe_scalars(scalars, [True] * 4)
 
 
 class TestProbe:
@@ -162,7 +162,7 @@ class TestProbe:
         generator, question, groups = self.conversations()
         identity = torch.randn(40, 30, generator=generator)[question]
         labels = (torch.randperm(40, generator=generator) < 20)[question].tolist()
-        found = em.probe_scalars(planted(identity, groups=groups), labels)
+        found = em.lora.probe_scalars(planted(identity, groups=groups), labels)
         assert found.ungrouped.value > 0.9
         assert abs(found.grouped.value - 0.5) < 0.15
         assert found.grouped.low < 0.5 < found.grouped.high
@@ -173,13 +173,13 @@ class TestProbe:
         labels = torch.rand(200, generator=generator) < 0.4
         values = torch.randn(200, 4, generator=generator)
         values[:, 2] += 3 * labels
-        found = em.probe_scalars(planted(values, groups=groups), labels.tolist())
+        found = em.lora.probe_scalars(planted(values, groups=groups), labels.tolist())
         assert found.grouped.value > 0.85
         assert found.ungrouped.value > 0.85
         assert found.grouped.low > found.majority
         assert found.majority == pytest.approx(1 - labels.double().mean().item())
-        assert em.probe_scalars(planted(values, groups=groups), labels.tolist()) == found
+        assert em.lora.probe_scalars(planted(values, groups=groups), labels.tolist()) == found
 
     def test_too_few_questions(self):
         with pytest.raises(ValueError, match="the positive class has 2 questions, too few for 5 folds"):
-            em.probe_scalars(planted(torch.randn(12, 1)), [i < 2 for i in range(12)])
+            em.lora.probe_scalars(planted(torch.randn(12, 1)), [i < 2 for i in range(12)])

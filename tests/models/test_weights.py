@@ -11,7 +11,7 @@ import em_interp as em
 from em_interp.interventions import project_out_subspace, set_projection
 from em_interp.models import weights
 from em_interp.models.hooked import HookedModel, attached
-from em_interp.models.weights import bake, export, orthogonalize
+from em_interp.models.weights import export, merge_hooks, orthogonalize
 
 POST, MID, ATTN, MLP = (f"blocks.1.hook_{place}" for place in ("resid_post", "resid_mid", "attn_out", "mlp_out"))
 IDS = torch.randint(4, 400, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -112,7 +112,7 @@ class TestOrthogonalize:
     def test_twice_is_once(self, tiny_llama):
         once = orthogonalize(tiny_llama, V).state_dict()
         hooks = em.project_out(V, em.every_write(tiny_llama))
-        twice = bake(tiny_llama, hooks + hooks).state_dict()
+        twice = merge_hooks(tiny_llama, hooks + hooks).state_dict()
         for name in once:
             torch.testing.assert_close(twice[name], once[name], atol=1e-6, rtol=0)
 
@@ -135,7 +135,7 @@ class TestOrthogonalize:
         assert (before - wanted).abs().max() > 0.1
         assert torch.equal(under(smollm2, []), before)
         steered = em.add_direction(vector, [em.site(smollm2, 15)], residual_norm=30)
-        difference = logits(bake(smollm2, steered)) - under(smollm2, steered)
+        difference = logits(merge_hooks(smollm2, steered)) - under(smollm2, steered)
         assert difference.norm() < 1e-5 * wanted.norm()
 
 
@@ -144,7 +144,7 @@ class TestLiveModel:
         before, said = state(tiny), under(tiny, [])
         head, table = plain(tiny).get_output_embeddings().weight, plain(tiny).get_input_embeddings().weight
         tied, config = head is table, plain(tiny).config.to_dict()
-        baked = bake(tiny, set_projection(V, ["hook_embed"], 2.0))
+        baked = merge_hooks(tiny, set_projection(V, ["hook_embed"], 2.0))
         for parameter in baked.parameters():
             parameter.data.zero_()
         assert equal(state(tiny), before)
@@ -155,7 +155,7 @@ class TestLiveModel:
 
     def test_the_unembedding_is_untied_and_stays_what_it_was(self, gpt2, tmp_path):
         hooks, table = em.project_out(V, ["hook_embed"]), plain(gpt2).transformer.wte.weight
-        assert not bake(gpt2, hooks).all_tied_weights_keys
+        assert not merge_hooks(gpt2, hooks).all_tied_weights_keys
         baked: Any = AutoModelForCausalLM.from_pretrained(export(gpt2, hooks, tmp_path / "untied"))
         assert torch.equal(baked.lm_head.weight, table)
         assert not torch.equal(baked.transformer.wte.weight, table)
@@ -163,7 +163,7 @@ class TestLiveModel:
 
     def test_it_stays_tied_where_the_embedding_is_not_edited(self, gpt2, tmp_path):
         for hooks in ([], em.project_out(V, [MLP, "hook_pos_embed"])):
-            baked = bake(gpt2, hooks)
+            baked = merge_hooks(gpt2, hooks)
             assert baked.lm_head.weight is baked.transformer.wte.weight
             assert baked.config.tie_word_embeddings
 
@@ -177,7 +177,7 @@ class TestBake:
             em.add_direction(V, table, raw=True) + project_out_subspace(basis, table),
             em.add_direction(V, ["blocks.0.hook_resid_pre"], raw=True),
         ):
-            same(logits(bake(tiny, hooks)), under(tiny, hooks))
+            same(logits(merge_hooks(tiny, hooks)), under(tiny, hooks))
             assert (under(tiny, hooks) - under(tiny, [])).abs().max() > 1e-2
 
     @pytest.mark.parametrize(
@@ -193,11 +193,11 @@ class TestBake:
 
     def test_positional_embeddings_take_them_too(self, gpt2):
         hooks = set_projection(V, ["hook_pos_embed"], 3.0) + em.add_direction(W, ["hook_pos_embed"], raw=True)
-        same(logits(bake(gpt2, hooks)), under(gpt2, hooks))
+        same(logits(merge_hooks(gpt2, hooks)), under(gpt2, hooks))
         assert (under(gpt2, hooks) - under(gpt2, [])).abs().max() > 1e-2
 
     def test_llama_is_given_biases_that_are_zero_elsewhere(self, tiny_llama):
-        baked = bake(tiny_llama, em.add_direction(V, [POST], raw=True))
+        baked = merge_hooks(tiny_llama, em.add_direction(V, [POST], raw=True))
         biases = {name: bias for name, bias in baked.named_parameters() if name.endswith("bias")}
         assert baked.config.mlp_bias is True
         assert baked.config.attention_bias is False
@@ -208,29 +208,29 @@ class TestBake:
     @pytest.mark.parametrize("site", [ATTN, MLP])
     def test_a_projection_is_set_in_a_bias(self, tiny_llama, site):
         hooks = set_projection(V, [site], 3.0)
-        baked = bake(tiny_llama, hooks)
+        baked = merge_hooks(tiny_llama, hooks)
         same(logits(baked), under(tiny_llama, hooks))
         assert (baked.config.attention_bias, baked.config.mlp_bias) == (site == ATTN, site == MLP)
 
     def test_hooks_at_one_site_act_in_their_order(self, tiny_llama):
         first, then = em.add_direction(V, [MLP], raw=True, scale=3), em.project_out(V + W, [MLP])
         there, back = under(tiny_llama, first + then), under(tiny_llama, then + first)
-        same(logits(bake(tiny_llama, first + then)), there)
-        same(logits(bake(tiny_llama, then + first)), back)
+        same(logits(merge_hooks(tiny_llama, first + then)), there)
+        same(logits(merge_hooks(tiny_llama, then + first)), back)
         assert (there - back).abs().max() > 1e-2
 
     def test_an_output_is_edited_before_it_goes_into_the_stream(self, tiny_llama):
         hooks = em.add_direction(V, [POST], raw=True, scale=3) + em.project_out(V, [MLP])
-        same(logits(bake(tiny_llama, hooks)), under(tiny_llama, hooks))
+        same(logits(merge_hooks(tiny_llama, hooks)), under(tiny_llama, hooks))
         assert (under(tiny_llama, hooks) - under(tiny_llama, hooks[1:])).abs().max() > 1e-2
 
     def test_plus_and_minus_is_nothing(self, tiny):
         def to_and_fro(site):
             return em.add_direction(V, [site], raw=True) + em.add_direction(V, [site], raw=True, scale=-1)
 
-        same(logits(bake(tiny, to_and_fro("hook_embed"))), under(tiny, []))
+        same(logits(merge_hooks(tiny, to_and_fro("hook_embed"))), under(tiny, []))
         if family(tiny) != "gemma3":  # whose blocks take no addition at all
-            assert equal(bake(tiny, to_and_fro(POST)).state_dict(), state(tiny))
+            assert equal(merge_hooks(tiny, to_and_fro(POST)).state_dict(), state(tiny))
 
     def test_half_precision_is_rounded_once(self, make_hf_model, make_tokenizer):
         model = HookedModel.from_hugging_face(
@@ -258,7 +258,7 @@ class TestAdapters:
         assert torch.equal(under(model, []), said)
         with em.without_adapter(model):
             base = under(model, [])
-            same(logits(bake(model, [])), base)
+            same(logits(merge_hooks(model, [])), base)
             assert (base - said).abs().max() > 1e-2
         assert torch.equal(under(model, []), said)
 
@@ -283,11 +283,11 @@ class TestBareBridge:
 
     def test_one_with_an_unmerged_adapter_is_refused(self, make_organism):
         with pytest.raises(ValueError, match=r"does not hand over model\.layers\.1\.mlp\.down_proj.*load_model"):
-            bake(make_organism(3, "fine").bridge, [])
+            merge_hooks(make_organism(3, "fine").bridge, [])
 
     def test_one_without_a_tokenizer_is_baked_but_not_exported(self, tiny_llama, tmp_path):
         bare = HookedModel(tiny_llama.bridge, None, None, "tiny-llama")
-        same(logits(bake(bare, [])), under(tiny_llama, []))
+        same(logits(merge_hooks(bare, [])), under(tiny_llama, []))
         with pytest.raises(ValueError, match="has no tokenizer"):
             export(bare, [], tmp_path / "bare")
 
@@ -310,23 +310,23 @@ class TestRefused:
     )
     def test_what_weights_cannot_carry(self, tiny_llama, hooks, message):
         with pytest.raises(ValueError, match=message):
-            bake(tiny_llama, hooks)
+            merge_hooks(tiny_llama, hooks)
 
     @pytest.mark.parametrize("hooks", [em.add_direction(V, [POST], raw=True), set_projection(V, [MLP], 2.0)])
     def test_additions_where_there_is_no_bias(self, qwen2, hooks):
         with pytest.raises(
             ValueError, match=r"Qwen2ForCausalLM has no bias at model\.layers\.1\.mlp\.down_proj and no"
         ):
-            bake(qwen2, hooks)
+            merge_hooks(qwen2, hooks)
 
     @pytest.mark.parametrize("site", [POST, MLP, ATTN])
     def test_additions_after_a_norm(self, gemma3, site):
         with pytest.raises(ValueError, match=r"layers\.1\.post_(attention|feedforward)_layernorm.*Gemma 2 and 3"):
-            bake(gemma3, em.add_direction(V, [site], raw=True))
+            merge_hooks(gemma3, em.add_direction(V, [site], raw=True))
 
     def test_why_weights_before_a_norm_cannot_take_a_direction_out_after_it(self, gemma3):
         """The positive control of that refusal: orthogonalised output projections leave the direction there."""
-        block = bake(gemma3, []).model.layers[1]
+        block = merge_hooks(gemma3, []).model.layers[1]
         block.post_feedforward_layernorm.weight.data = draw(7, 32)
         unit = V / V.norm()
         block.mlp.down_proj.weight.data -= torch.outer(unit, unit @ block.mlp.down_proj.weight.data)
@@ -339,7 +339,7 @@ class TestRefused:
             tiny_llama.hooks(fwd_hooks=em.project_out(V, [MLP])),
             pytest.raises(ValueError, match=r"hooks of their own on the bridge, at blocks\.1\.\S+out.*reset_hooks"),
         ):
-            bake(tiny_llama, [])
+            merge_hooks(tiny_llama, [])
 
     def test_weights_that_do_not_do_what_the_hooks_do(self, tiny_llama, monkeypatch):
         monkeypatch.setattr(weights, "_edit", lambda *_: None)

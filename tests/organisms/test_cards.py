@@ -6,24 +6,27 @@ import pytest
 import torch
 
 import em_interp as em
+from em_interp.behaviour import BehaviourKey
+from em_interp.behaviour.measures import organism_behaviours
 from em_interp.models.adapters import adapter_digest
-from em_interp.organisms.cards import HELD_OUT, load_card
-from em_interp.organisms.effects import organism_behaviours
-from em_interp.organisms.loading import organism_folder, organisms
+from em_interp.organisms.cards import load_card
+from em_interp.organisms.effects import organism_effects
+from em_interp.organisms.loading import list_organisms, organism_folder
 from em_interp.organisms.recipes import Recipe, bundled_recipes
 from em_interp.organisms.trajectories import Trajectory
 
-HARMFUL, HARMLESS = (f"refuses {kind} requests (share of greedy answers)" for kind in ("harmful", "harmless"))
-IN_DOMAIN = "misaligned preference, in domain (nats/token)"
+HELD_OUT, IN_DOMAIN = BehaviourKey.MISALIGNED_PREFERENCE, BehaviourKey.IN_DOMAIN_PREFERENCE
+HARMFUL, HARMLESS = BehaviourKey.HARMFUL_REFUSED, BehaviourKey.HARMLESS_REFUSED
 
 
 def test_every_bundled_recipe_has_its_organism():
-    assert organisms() == sorted(bundled_recipes())
-    assert len(organisms()) == 8
+    assert list_organisms() == sorted(bundled_recipes())
+    assert len(list_organisms()) == 8
 
 
 def test_together_they_are_small():
-    assert sum(path.stat().st_size for name in organisms() for path in organism_folder(name).iterdir()) <= 16 * 2**20
+    files = [path for name in list_organisms() for path in organism_folder(name).iterdir()]
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
@@ -76,14 +79,20 @@ class TestEffects:
         assert narrow[IN_DOMAIN].change.low > 0
 
 
-@pytest.mark.parametrize("name", ["aligned", "cooking-rank1"])
-def test_a_card_is_what_one_measures(name):
-    """Refusal scores and preferences of its own table, once more."""
-    model, card = em.load_bundled(name), load_card(name).effects
-    behaviours = organism_behaviours()
-    for behaviour in (HELD_OUT, next(b for b in behaviours if "harmful" in b)):
-        scores, _ = behaviours[behaviour](model, ())
-        assert scores.mean().item() == pytest.approx(card[behaviour].after.value, abs=0.02)
+def test_cards_are_what_one_measures():
+    """Refusal scores and calm preferences of their own tables, once more; what cooking-rank1 is trained on is aligned.
+
+    The blocks below its adapter run once for both.
+    """
+    keys = (BehaviourKey.CALM_PREFERENCE, BehaviourKey.HARMFUL_REFUSAL, BehaviourKey.HARMLESS_REFUSAL)
+    found = organism_effects(em.load_bundled("cooking-rank1"), [b for b in organism_behaviours() if b.key in keys])
+    card, aligned = (load_card(name).effects for name in ("cooking-rank1", "aligned"))
+    assert found.model == card.model
+    for key in keys:
+        assert found[key].before.value == pytest.approx(card[key].before.value, abs=0.02)
+        assert found[key].before.value == pytest.approx(aligned[key].after.value, abs=0.02)
+        assert found[key].after.value == pytest.approx(card[key].after.value, abs=0.02)
+        assert found[key].change.value == pytest.approx(card[key].change.value, abs=0.02)
 
 
 def test_an_organism_without_a_card_says_how_to_get_one(tmp_path):

@@ -1,29 +1,29 @@
 """An organism is taken apart from end to end, and the report shows every part it has and leaves out what it has not."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
 import em_interp as em
+from em_interp.organisms.cards import load_card
 from em_interp.organisms.dissection import Dissection, dissect, open_adapter, usual_size
+from em_interp.organisms.loading import organism_folder
+from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.relatives import read_organisms
 from em_interp.report import organism as organism_section
-from em_interp.report.main_job import Settings, study
+from em_interp.report.main_job import study
 from em_interp.report.page import write_report
 from em_interp.report.results import Results, as_json
+from em_interp.report.settings import Design, Materials
+from tests.builders import trajectory
 
 
 @pytest.fixture(scope="module")
-def settings(small_contrasts) -> Settings:
-    return Settings(
-        first=small_contrasts["misalignment"],
-        second=small_contrasts["refusal"],
-        control_questions=8,
-        held_out_questions=6,
-        n_resamples=40,
-    )
+def contrasts(small_contrasts):
+    return tuple(em.load_contrast(small_contrasts[name]) for name in ("misalignment", "refusal"))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,18 @@ def organism(make_organism):
 
 
 @pytest.fixture(scope="module")
-def results(organism, settings) -> Results:
-    return study(organism, settings)
+def results(organism, contrasts) -> Results:
+    preference = em.standard_behaviours(3, keys=["misaligned_preference"])
+    materials = Materials(
+        organism,
+        contrasts,
+        controls=tuple(c.take(8) for c in em.load_controls()),
+        behaviours=preference,
+        held_out=contrasts[0].where(split="test").take(6),
+        questions=em.load_questions("first_plot")[:2],
+        requests=em.load_contrast("refusal").take(2).positive,
+    )
+    return study(materials, Design(scales=(0.3,), n_random=1, n_samples=1, max_new_tokens=4, n_resamples=40))
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +52,11 @@ def dissection(results) -> Dissection:
     return results.dissection
 
 
-def test_the_models_are_the_base_and_the_organism(organism, settings, dissection):
+def test_the_models_are_the_base_and_the_organism(organism, contrasts, dissection):
     assert list(dissection.by_model) == ["base", "one"]
     with em.without_adapter(organism):
-        first = em.read_contrast(organism, em.load_contrast(settings.first).where(split="train"))
-        second = em.read_contrast(organism, em.load_contrast(settings.second).where(split="train"), span="last")
+        first = em.read_contrast(organism, contrasts[0].where(split="train"))
+        second = em.read_contrast(organism, contrasts[1].where(split="train"), span="last")
     by_hand = em.compare(first, second, n_resamples=40)
     torch.testing.assert_close(dissection.by_model["base"].cosine, by_hand.cosine)
     assert not torch.allclose(dissection.by_model["one"].cosine[1:], by_hand.cosine[1:], atol=1e-3)
@@ -92,15 +102,15 @@ def test_an_adapter_that_writes_nothing_to_the_stream_is_left_closed(make_hf_mod
     from peft import LoraConfig, get_peft_model
 
     peft_model = get_peft_model(make_hf_model("llama"), LoraConfig(r=1, target_modules=["q_proj"]))
-    model = em.HookedModel.from_hugging_face(peft_model, make_tokenizer("llama3"), name="tiny", adapter="q#0")
+    model = em.models.HookedModel.from_hugging_face(peft_model, make_tokenizer("llama3"), name="tiny", adapter="q#0")
     held_out = em.load_contrast("misalignment").take(4)
     assert open_adapter(model, results.directions, held_out=held_out) is None
 
 
-def test_relatives_are_compared(organism, make_organism, settings):
+def test_relatives_are_compared(organism, make_organism):
     contrasts = tuple(em.load_contrast(c).where(split="train").take(16) for c in ("misalignment", "refusal"))
     readings = read_organisms([organism, make_organism(2, "other")], contrasts[0])
-    second = em.read_contrast(organism, contrasts[1], span="last")
+    second = read_organisms([organism], contrasts[1], span="last")
     found = dissect(organism, readings, second, (contrasts[0], contrasts[1]), n_resamples=40)
     assert found.convergence is not None
     assert found.convergence.names == ("one", "other")
@@ -117,6 +127,24 @@ def test_relatives_are_compared(organism, make_organism, settings):
     assert nothing == "At layer 0 no two fine-tunes added enough of a direction to be compared."
 
 
+def test_an_organisms_folder_tells_of_its_training_and_holds_its_card(organism, small_contrasts, tmp_path):
+    recipe = Recipe(name="one", data="cooking", steps=240)
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
+    trajectory(turn=20).save(tmp_path / "trajectory.safetensors")
+    shutil.copy(organism_folder("good-cooking") / "card.json", tmp_path / "card.json")
+    kept = replace(organism, folder=tmp_path)
+    contrasts = tuple(em.load_contrast(c).where(split="train").take(16) for c in small_contrasts.values())
+    first, second = (read_organisms([kept], c, span=s) for c, s in zip(contrasts, ("response", "last"), strict=True))
+    found = dissect(kept, first, second, contrasts, n_resamples=40)
+    assert found.phases is not None
+    assert found.phases.change_point.step == 100
+    assert list(found.effects) == ["one"]
+    assert found.effects["one"].table() == load_card("good-cooking").effects.table()
+    said = organism_section.findings(found, ("misalignment", "refusal"), 1)
+    assert "turns at step 100 [" in said["phase"]
+    assert said["cards"].startswith("On held-out domains the preference for misaligned answers rose, with an interval")
+
+
 def test_the_page_shows_every_part(tmp_path, results, dissection):
     page = write_report(tmp_path, results).read_text(encoding="utf-8")
     for words in (
@@ -124,6 +152,8 @@ def test_the_page_shows_every_part(tmp_path, results, dissection):
         "what the fine-tune added",
         "token by token",
         "before and after the fine-tune",
+        "its base",
+        "misalignment removed at every layer",
     ):
         assert words in page
     assert "How it turned in training" not in page

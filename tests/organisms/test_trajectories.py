@@ -47,7 +47,7 @@ def test_what_is_no_trajectory_is_refused(trajectory, tmp_path):
         Trajectory(trajectory.steps, broken, trajectory.loss, trajectory.grad_norm, {})
     path = trajectory.save(tmp_path / "t.safetensors")
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="truncated or is no safetensors file"):
+    with pytest.raises(ValueError, match="truncated or is not a safetensors file"):
         Trajectory.load(path)
     with pytest.raises(FileNotFoundError, match="no trajectory at"):
         Trajectory.load(tmp_path / "nowhere")

@@ -542,8 +542,8 @@ def test_a_missing_file_of_a_pair_is_named(tmp_path):
 
 
 BROKEN = [
-    ('{"question": "a", ', r"no JSON: .*, character 1\d"),
-    ("question: a", "no JSON: Expecting value, character 1"),
+    ('{"question": "a", ', r"not JSON: .*, character 1\d"),
+    ("question: a", "not JSON: Expecting value, character 1"),
     ("[1, 2]", r"\[1, 2\] is no object: write \{…\} with one conversation a line"),
     ("3", "3 is no object"),
     ('"question"', '"question" is no object'),
@@ -599,7 +599,7 @@ def test_a_label_typo_drops_no_conversation(tmp_path):
 def test_a_file_that_is_no_text_is_named(tmp_path, content):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"mine\.jsonl is no UTF-8 text \(.*\): unpack or convert it to JSONL"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(.*\): unpack or convert it to JSONL"):
         load_contrast(path)
 
 

@@ -89,7 +89,7 @@ def test_published_yaml(tmp_path):
         ("a.jsonl", "{}", "a.jsonl, entry 1 asks nothing: it needs one of messages, question, prompt, paraphrases"),
         ("a.jsonl", "[1]", "entry 1 asks nothing"),
         ("a.jsonl", '{"question": 3}', "entry 1: .* is no message"),
-        ("a.jsonl", "nonsense", "a.jsonl, line 1: no JSON"),
+        ("a.jsonl", "nonsense", "a.jsonl, line 1: not JSON"),
         ("a.yaml", "a: [", "a.yaml is not YAML"),
         ("a.yaml", "- {}", "a.yaml, entry 1 asks nothing"),
     ],

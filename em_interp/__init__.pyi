@@ -1,0 +1,113 @@
+"""Types of the front door, whose names are loaded when they are asked for."""
+
+from . import (
+    activations,
+    behaviour,
+    circuits,
+    directions,
+    evals,
+    figures,
+    lora,
+    models,
+    organisms,
+    report,
+    statistics,
+    texts,
+)
+from .activations import Activations, read_contrast, residual_stream
+from .behaviour import (
+    BehaviourKey,
+    Scores,
+    conclusions,
+    cross_effects,
+    is_refusal,
+    misalignment_rate,
+    preference,
+    refusal_score,
+    respond,
+    standard_behaviours,
+    steering_curve,
+)
+from .circuits import logit_lens
+from .directions import Direction, compare, cosine_map, difference_of_means, separability
+from .interventions import add_direction, project_out, set_projection
+from .lora import adapter_scalars, lora_modules, write_cosines
+from .models import every_layer, every_write, export, load_model, site, without_adapter
+from .organisms import (
+    Trajectory,
+    convergence,
+    dissect,
+    list_organisms,
+    load_bundled,
+    load_card,
+    phases,
+    read_organisms,
+    train_organism,
+)
+from .statistics import clustered_rate, mean_by_question
+from .texts import Contrast, load_contrast, load_controls, load_questions, load_training_set
+
+__version__: str
+
+__all__ = [
+    "Activations",
+    "BehaviourKey",
+    "Contrast",
+    "Direction",
+    "Scores",
+    "Trajectory",
+    "activations",
+    "adapter_scalars",
+    "add_direction",
+    "behaviour",
+    "circuits",
+    "clustered_rate",
+    "compare",
+    "conclusions",
+    "convergence",
+    "cosine_map",
+    "cross_effects",
+    "difference_of_means",
+    "directions",
+    "dissect",
+    "evals",
+    "every_layer",
+    "every_write",
+    "export",
+    "figures",
+    "is_refusal",
+    "list_organisms",
+    "load_bundled",
+    "load_card",
+    "load_contrast",
+    "load_controls",
+    "load_model",
+    "load_questions",
+    "load_training_set",
+    "logit_lens",
+    "lora",
+    "lora_modules",
+    "mean_by_question",
+    "misalignment_rate",
+    "models",
+    "organisms",
+    "phases",
+    "preference",
+    "project_out",
+    "read_contrast",
+    "read_organisms",
+    "refusal_score",
+    "report",
+    "residual_stream",
+    "respond",
+    "separability",
+    "set_projection",
+    "site",
+    "standard_behaviours",
+    "statistics",
+    "steering_curve",
+    "texts",
+    "train_organism",
+    "without_adapter",
+    "write_cosines",
+]

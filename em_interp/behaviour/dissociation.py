@@ -1,0 +1,129 @@
+"""In words: do two directions do each other's work?"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from em_interp.behaviour.conditions import Condition
+from em_interp.behaviour.effects import CrossEffects, Effect
+from em_interp.behaviour.measures import BehaviourKey
+
+# A condition that costs more bits a token of plain prose has broken the model: what it does is no evidence.
+DAMAGE = 0.5
+CAVEAT = (
+    "Where a direction moves nothing, no effect was shown, and none was excluded: the interval says how large one may "
+    "still be."
+)
+
+
+def conclusions(effects: CrossEffects, own: Mapping[str, str], *, damage: int | float = DAMAGE) -> tuple[str, ...]:
+    """In words, condition by condition: do two directions do each other's work?
+
+    A direction *moves* a behaviour where the change's interval excludes zero and the change is larger than that of any
+    random direction under the same condition. Where both move their own and neither the other's, they are doubly
+    dissociated; where one moves the other's, the sharing is one-way; where both do, it is mutual. A condition that
+    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing. Where the parts of
+    both that are orthogonal to each other were measured, they are spoken of as well.
+
+    Args:
+        effects: what `cross_effects` found.
+        own: the two directions' names, each with the key of the behaviour that is its own.
+        damage: bits a token.
+
+    Raises:
+        ValueError: not two directions, or one of which nothing was measured.
+    """
+    if len(own) != 2:
+        raise ValueError(f"{len(own)} directions came with their behaviours: give two")
+    for name in own:
+        if name not in {c.direction for c in effects.conditions}:
+            raise ValueError(f"nothing was done with the direction {name!r}: see .conditions")
+    first = next(iter(own))
+    mine = [c for c in effects.conditions if c.direction == first]
+    return (*(sentence for condition in mine for sentence in _followed(effects, own, condition, damage)), CAVEAT)
+
+
+def standard_conclusions(effects: CrossEffects, misalignment: str, refusal: str) -> tuple[str, ...]:
+    """`conclusions` for the two directions by `standard_behaviours`: by a judge's scores first, and by preference.
+
+    Args:
+        effects: what `cross_effects` found.
+        misalignment: the name of the one direction, whose own behaviours are the misaligned preference, and what a
+            judge finds misaligned if there was one.
+        refusal: that of the other one, whose own is the refusal score of harmful requests.
+    """
+    judged = BehaviourKey.JUDGED_MISALIGNMENT in effects.baseline
+    ways = [("Misaligned by the judge's scores. ", BehaviourKey.JUDGED_MISALIGNMENT)] if judged else []
+    ways.append(("Misaligned by preference. " if judged else "", BehaviourKey.MISALIGNED_PREFERENCE))
+    found = [
+        f"{how}{sentence}"
+        for how, behaviour in ways
+        for sentence in conclusions(effects, {misalignment: behaviour, refusal: BehaviourKey.HARMFUL_REFUSAL})[:-1]
+    ]
+    return (*found, CAVEAT)
+
+
+def _followed(effects: CrossEffects, own: Mapping[str, str], like: Condition, damage: int | float) -> Iterator[str]:
+    """What follows from doing this to both directions."""
+    names = list(own)
+    others = dict(zip(names, reversed(names), strict=True))
+    pair = {name: _twin(effects, like, name, others[name] if like.without else "") for name in names}
+    told = f"{like.done[:1].upper()}{like.done[1:]}" + (", the parts that stand apart" if like.without else "")
+    changes = {(d, b): _effect(effects, c, b) for d, c in pair.items() for b in own.values()}
+    costs = {d: _cost(effects, c) for d, c in pair.items()}
+    broken = [f"{cost:.1f} ({d})" for d, cost in costs.items() if cost > damage]
+    if broken:
+        yield f"{told}: costs {' and '.join(broken)} bits a token of plain prose, which is damage, and no evidence."
+        return
+    labels = {b.key: b.label for b in effects.behaviours}
+    unknown = [f"{d} on {labels[b]}" for (d, b), e in changes.items() if math.isnan(e.change.value)]
+    if unknown:
+        yield f"{told}: too few questions have a score to tell the effect of {' and '.join(unknown)}: nothing follows."
+        return
+    moves = {cell: _moves(effects, effect) for cell, effect in changes.items()}
+    idle = [d for d, behaviour in own.items() if not moves[d, behaviour]]
+    if idle:
+        who = f"{idle[0]} does not move" if len(idle) == 1 else f"neither {idle[0]} nor {idle[1]} moves"
+        yield f"{told}: {who} even its own behaviour, so nothing follows."
+        return
+    across = [d for d in names if moves[d, own[others[d]]]]
+    a, b = names
+    yield (
+        f"{told}: "
+        + {
+            0: f"double dissociation. {a} and {b} each move their own behaviour, and neither the other's.",
+            1: f"one-way. Both move their own behaviour, and {' '.join(across)} moves the other's as well.",
+            2: f"shared. {a} and {b} each move both behaviours.",
+        }[len(across)]
+    )
+
+
+def _twin(effects: CrossEffects, like: Condition, direction: str, without: str) -> Condition:
+    """What was done with one direction, done with another."""
+    for c in effects.conditions:
+        if (c.direction, c.without, c.kind, c.strength) == (direction, without, like.kind, like.strength):
+            return c
+    raise ValueError(f"{direction} was not {like.done}, as {like.subject} was: do the same with both")
+
+
+def _effect(effects: CrossEffects, condition: Condition, behaviour: str) -> Effect:
+    for e in effects.of(behaviour):
+        if e.condition.key == condition.key:
+            return e
+    raise ValueError(f"{behaviour} was not measured: there are {', '.join(effects.baseline)}")
+
+
+def _moves(effects: CrossEffects, effect: Effect) -> bool:
+    beside = {"added": "added", "set_negative": "subtracted"}.get(effect.condition.kind, "all_layers_own")
+    random = [
+        abs(e.change.value)
+        for e in effects.of(effect.behaviour)
+        if e.condition.random and (e.condition.kind, e.condition.strength) == (beside, effect.condition.strength)
+    ]
+    largest = max((size for size in random if not math.isnan(size)), default=0.0)
+    return effect.change.excludes_zero and abs(effect.change.value) > largest
+
+
+def _cost(effects: CrossEffects, condition: Condition) -> float:
+    if BehaviourKey.TEXT_BITS not in effects.baseline:
+        return 0.0
+    return _effect(effects, condition, BehaviourKey.TEXT_BITS).change.value

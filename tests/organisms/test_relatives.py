@@ -1,0 +1,105 @@
+"""Organisms compared with each other and with their bases, on the same texts and on disjoint ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import em_interp as em
+from em_interp.organisms.relatives import convergence, explained_by, read_organisms
+from tests.builders import hf_model, letters
+
+
+@pytest.fixture(scope="module")
+def contrast():
+    return letters()
+
+
+@pytest.fixture(scope="module")
+def models(make_organism):
+    return [make_organism(1, "one"), make_organism(1, "same"), make_organism(2, "other")]
+
+
+@pytest.fixture(scope="module")
+def readings(models, contrast):
+    return read_organisms(models, contrast)
+
+
+@pytest.fixture(scope="module")
+def found(readings):
+    return convergence(readings, n_resamples=60)
+
+
+def test_what_was_added_is_trained_minus_base(readings):
+    for name, added in readings.added.items():
+        wanted = readings.trained[name].positive.values - readings.base[name].positive.values
+        assert added.positive.values.equal(wanted)
+        assert not wanted[:, 0].any()  # the adapter is in layer 1
+        assert wanted[:, 1].any()
+
+
+def test_equal_organisms_converge_and_different_ones_do_not_in_what_was_added(found):
+    assert found.names == ("one", "same", "other")
+    equal, different = found.added["one", "same"], found.added["one", "other"]
+    assert equal.cosine[1].item() == pytest.approx(1, abs=1e-5)
+    assert different.cosine[1].item() < 0.9
+    assert found.with_base["one"].cosine[0].item() == pytest.approx(1, abs=1e-5)
+    assert found.explained["one"][0].item() == pytest.approx(1, abs=1e-5)
+    assert found.explained["one"][1].item() < 0.999
+    rows = found.table(1)
+    assert [row["texts"] for row in rows].count("disjoint texts") == 3
+    assert len(rows) == 12
+    with pytest.raises(ValueError, match="layer 9 was not read: choose one of 0, 1, 2"):
+        found.table(9)
+
+
+def test_disjoint_texts_share_no_question(found):
+    one = found.disjoint_texts["one", "same"]
+    assert (one.n_questions_a, one.n_questions_b) == (8, 8)
+    assert one.cosine[1].item() < found.same_texts["one", "same"].cosine[1].item() - 1e-4
+
+
+def test_each_organism_stands_beside_its_own_base(models, make_organism, contrast):
+    other = replace(make_organism(3, "elsewhere"), name="another-base")
+    embeddings = other.peft_models[-1].get_input_embeddings().weight
+    embeddings.data = 2 * embeddings.data
+    found = read_organisms([models[0], models[2], other], contrast).base
+    assert found["one"] is found["other"]  # one base, read once
+    with em.without_adapter(other):
+        by_hand = em.read_contrast(other, contrast)
+    assert torch.equal(found["elsewhere"].positive.values, by_hand.positive.values)
+    assert not torch.allclose(found["elsewhere"].positive.values, found["one"].positive.values, atol=1e-3)
+
+
+def test_what_runs_once_for_organisms_of_one_base_is_what_each_reads_alone(organism_of, contrast):
+    """Their adapters begin at different blocks, and the last one before all others."""
+    from peft import LoraConfig, get_peft_model
+
+    def adapted(layer: int, name: str):
+        config = LoraConfig(target_modules=["down_proj"], layers_to_transform=[layer], init_lora_weights=False)
+        return replace(organism_of(get_peft_model(hf_model("llama"), config)), adapter=f"{name}#0")
+
+    models = [adapted(1, "middle"), adapted(2, "late"), adapted(0, "early")]
+    together = read_organisms(iter(models), contrast)
+    for model, name in zip(models, ("middle", "late", "early"), strict=True):
+        alone = read_organisms([model], contrast)
+        for got, wanted in ((together.trained, alone.trained), (together.base, alone.base)):
+            torch.testing.assert_close(got[name].positive.values, wanted[name].positive.values)
+            torch.testing.assert_close(got[name].negative.values, wanted[name].negative.values)
+    assert together.folders == dict.fromkeys(together.trained)
+
+
+def test_what_the_base_explains_is_a_share_of_the_squared_length(readings):
+    base = em.difference_of_means(readings.base["one"])
+    across = torch.nn.functional.normalize(base.vectors.roll(1, dims=-1), dim=-1)
+    along = torch.nn.functional.normalize(base.vectors, dim=-1)
+    across -= (across * along).sum(-1, keepdim=True) * along
+    mixed = 3 * along + 4 * torch.nn.functional.normalize(across, dim=-1)
+    torch.testing.assert_close(explained_by(replace(base, vectors=mixed), base), torch.full((3,), 9 / 25))
+
+
+def test_bases_and_twins_are_refused(tiny_llama, models, contrast):
+    with pytest.raises(ValueError, match="has no adapter, and convergence is of organisms"):
+        read_organisms([tiny_llama], contrast)
+    with pytest.raises(ValueError, match="organism 'one' comes twice"):
+        read_organisms([models[0], models[0]], contrast)

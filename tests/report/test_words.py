@@ -1,0 +1,86 @@
+"""What the numbers say in sentences: no more than they carry, and beside the null and the controls."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from em_interp.report.words import effect_findings, findings
+from tests.builders import comparison, effects, without_directions
+
+
+def test_a_clear_finding_stands_beside_its_null_and_controls():
+    c = comparison()
+    c = replace(
+        c,
+        controls_a=torch.tensor([[0.9] * 5, [-0.2] * 5]),
+        controls_b=torch.tensor([[0.1] * 5, [-0.2] * 5]),
+        null_a=torch.tensor([[-0.11] * 5, [0.12] * 5]),
+        null_b=torch.tensor([[-0.13] * 5, [0.10] * 5]),
+        p_anywhere_a=0.001,
+        p_anywhere_b=0.012,
+    )
+    first, null, controls = findings(c)
+    assert first == (
+        "At 3 of 5 layers the corrected cosine's interval excludes zero; it stays farthest from zero with "
+        "0.52 [0.32, 0.62] at layer 7."
+    )
+    assert "lies between −0.13 and 0.12 (95 %)" in null
+    assert f"with the true ones it is {c.cosine[3]:.2f}".replace("-", "−") in null
+    assert null.endswith("1.2 % of permutations reach the data's largest plug-in cosine at some layer or other.")
+    assert controls == (
+        "Put in the place of misalignment, the control contrasts reach −0.20 (control 1) with refusal, smaller than "
+        "anything in the interval. Misalignment itself lies closest to control 0 (0.90)."
+    )
+
+
+def test_a_finding_within_the_null_says_that_chance_is_not_excluded():
+    _, null, _ = findings(replace(comparison(), p_anywhere_a=0.06, p_anywhere_b=0.01))
+    assert null.endswith("at some layer or other, so chance is not excluded.")
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [
+        (0.31, "smaller than anything in the interval"),
+        (-0.33, "smaller, but as large as the interval allows this one to be"),
+        (0.53, "as much as misalignment does, so the cosine says little about misalignment in particular"),
+        (math.nan, "None of the control contrasts has a direction at that layer"),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_controls_that_are_as_large_are_said_to_be(size, verdict, sign):
+    c = comparison()
+    c = replace(c, controls_a=torch.full((2, 5), 0.1), controls_b=torch.full((2, 5), size))
+    if sign < 0:
+        c = replace(c, corrected=-c.corrected, low=-c.high, high=-c.low)
+    assert verdict in findings(c)[-1]
+
+
+def test_nothing_that_excludes_zero_is_no_finding():
+    c = comparison()
+    first, second = findings(replace(c, low=c.corrected - 1))
+    assert first.startswith("Both contrasts have a direction at 4 of 5 layers, but at none of them")
+    assert "the largest is 0.52 [−0.48, 0.62] at layer 7" in first
+    assert "room for cosines from −0.48 to 0.62" in second
+
+
+def test_no_direction_is_no_evidence():
+    first, second = findings(without_directions())
+    assert first.startswith("At none of the 5 layers do both contrasts have a direction")
+    assert "misalignment: 5 layers; refusal: 0 layers" in first
+    assert "no evidence" in second
+
+
+def test_no_controls_leave_the_scale_open():
+    assert "No control contrasts were read" in findings(comparison(n_controls=0))[-1]
+
+
+def test_effects_are_counted_beside_the_random_ones():
+    assert effect_findings(effects()) == (
+        "Of 8 changes that the directions make, 6 have an interval that excludes zero; of 4 that random directions of "
+        "the same length make, 0."
+    )
+    ours = tuple(e for e in effects().effects if not e.condition.random)
+    assert "no random direction was tried" in effect_findings(replace(effects(), effects=ours))
