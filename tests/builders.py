@@ -16,7 +16,7 @@ from em_interp.behaviour import Answer, AnswersByCondition, Behaviour, Behaviour
 from em_interp.directions.comparison import Comparison, compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
-from em_interp.directions.separability import Separability, separability
+from em_interp.directions.separation import Separability, separability
 from em_interp.lora.scalars import AdapterScalars
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.report.results import Results, Source

@@ -146,7 +146,10 @@ def few_effects(folder, direction, out, *flags):
 
 def test_effects_are_judged_too(folder, direction, tmp_path, scripted_judge):
     given = scripted_judge(judged_by_length)
-    out, judge = tmp_path / "e.json", ("--judge", "some/judge", "--judge-arg", "device=cpu", "--n-samples", 2, "--n-random", 0)
+    out, judge = (
+        tmp_path / "e.json",
+        ("--judge", "some/judge", "--judge-arg", "device=cpu", "--n-samples", 2, "--n-random", 0),
+    )
     result = few_effects(folder, direction, out, *judge)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Misaligned by the judge's scores. ")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -342,8 +343,8 @@ def _read(
         for batch in passes:
             means, lengths = reduction.finish()
             index = torch.tensor(batch.index)
-            values[index] = means.unflatten(1, (-1, n_rows)).movedim(0, 2).float().cpu()
-            norms[index] = lengths.unflatten(1, (-1, n_rows)).movedim(0, 2).float().cpu()
+            values[index] = rearrange(means, "point (c row) d -> c row point d", row=n_rows).float().cpu()
+            norms[index] = rearrange(lengths, "point (c row) -> c row point", row=n_rows).float().cpu()
             progress.update(len(batch.index))
     return values.flatten(0, 1), norms.flatten(0, 1)
 

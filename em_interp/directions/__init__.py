@@ -3,7 +3,7 @@
 from em_interp.directions.comparison import Comparison, clearest, compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means, parts_apart, random_like
-from em_interp.directions.separability import Separability, separability
+from em_interp.directions.separation import Separability, separability
 from em_interp.directions.settings import Edit, hooks_of
 
 __all__ = [

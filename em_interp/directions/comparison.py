@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -373,7 +374,7 @@ def _inner_products(
     with itself.
     """
     products = _between_questions(x[0], y[0], at_y) / _between_questions(x[1][None], y[1][None], at_y)
-    return torch.einsum("c,e,lceq->lq", _SIGN, _SIGN, products)
+    return einsum(_SIGN, _SIGN, products, "class_x, class_y, layer class_x class_y left_out -> layer left_out")
 
 
 def _between_questions(
@@ -388,8 +389,8 @@ def _between_questions(
     n_x, in_both = x.shape[2], at_y < x.shape[2]
     same, as_first, as_second = x.new_zeros(3, len(x), 2, 2, max(n_x, int(at_y.max()) + 1))
     same[..., at_y[in_both]] = _dots(x[:, :, None, at_y[in_both]], y[:, None, :, in_both])
-    as_first[..., :n_x] = torch.einsum("lcqd,led->lceq", x, y.sum(2))
-    as_second[..., at_y] = torch.einsum("lcd,leqd->lceq", x.sum(2), y)
+    as_first[..., :n_x] = einsum(x, y.sum(2), "l c question d, l e d -> l c e question")
+    as_second[..., at_y] = einsum(x.sum(2), y, "l c d, l e question d -> l c e question")
     every = (as_first - same).sum(-1, keepdim=True)
     return torch.cat([every, every - (as_first - same) - (as_second - same)], -1)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "co
 
 def _mean(activations: Activations, pooling: Pooling) -> Float[Tensor, "layer d_model"]:
     weights = _weights(activations, pooling)
-    return torch.einsum("c,cld->ld", weights, activations.values.double()) / weights.sum()
+    return einsum(weights, activations.values.double(), "c, c layer d_model -> layer d_model") / weights.sum()
 
 
 def _residual_norm(contrast: ContrastActivations, pooling: Pooling) -> Float[Tensor, " layer"]:

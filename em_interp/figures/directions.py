@@ -9,7 +9,7 @@ from torch import Tensor
 
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
-from em_interp.directions.separability import Separability
+from em_interp.directions.separation import Separability
 from em_interp.figures.style import (
     CEILING,
     COLORS,

@@ -14,7 +14,7 @@ from em_interp.behaviour.refusal import refusal_score
 from em_interp.directions.comparison import compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
-from em_interp.directions.separability import separability
+from em_interp.directions.separation import separability
 from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.dissection import Dissection, dissect
 from em_interp.organisms.relatives import OrganismReadings, organism_name, read_organisms

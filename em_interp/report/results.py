@@ -16,7 +16,7 @@ from em_interp.behaviour.effects import CrossEffects
 from em_interp.behaviour.measures import BehaviourKey
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
-from em_interp.directions.separability import Separability
+from em_interp.directions.separation import Separability
 from em_interp.files import versions
 from em_interp.organisms.dissection import Dissection
 from em_interp.report.organism import record as organism_record

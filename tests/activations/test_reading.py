@@ -195,3 +195,25 @@ class TestBadInput:
             Activations(
                 torch.zeros(2, 1, 4), torch.zeros(2, 1), torch.ones(2, dtype=torch.long), ("q",), (0,), "s", "p", "m"
             )
+
+
+def test_activations_survive_a_file_to_the_bit(tiny_llama, conversations, tmp_path):
+    read = em.residual_stream(tiny_llama, conversations, span="post_instruction")
+    back = em.Activations.load(read.save(tmp_path / "read.safetensors"))
+    for tensor in ("values", "norms", "n_tokens"):
+        assert torch.equal(getattr(back, tensor), getattr(read, tensor))
+    for record in ("groups", "layers", "site", "span", "model", "positions"):
+        assert getattr(back, record) == getattr(read, record)
+    with pytest.raises(FileNotFoundError, match="no activations at"):
+        em.Activations.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(ValueError, match="is a safetensors file but not a direction"):
+        em.Direction.load(tmp_path / "read.safetensors")
+
+
+def test_read_under_hooks_is_read_as_they_leave_the_stream(tiny, conversations):
+    hooks = em.project_out(torch.ones(32), [em.site(tiny, 1)])
+    read = em.residual_stream(tiny, conversations, hooks, batch_tokens=150)
+    assert read.values[:, 1].sum(-1).abs().max() < 1e-4
+    with tiny.hooks(fwd_hooks=hooks):
+        on_the_bridge = em.residual_stream(tiny, conversations)
+    torch.testing.assert_close(read.values, on_the_bridge.values, atol=1e-4, rtol=1e-4)

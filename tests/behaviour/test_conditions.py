@@ -46,7 +46,9 @@ class TestCondition:
 
     def test_a_removal_that_does_not_exist(self, tiny_llama, direction):
         unchecked = getattr(removed, "__wrapped__", removed)
-        with pytest.raises(ValueError, match="removal 'every' is unknown: choose from all_layers_own, one_layer, all_l"):
+        with pytest.raises(
+            ValueError, match="removal 'every' is unknown: choose from all_layers_own, one_layer, all_l"
+        ):
             unchecked(tiny_llama, direction, "every", 1)
 
 

@@ -207,7 +207,7 @@ class TestCrossEffects:
             em.cross_effects(tiny_llama, directions, behaviours=twice)
 
     def test_a_cell_that_was_not_measured_is_told(self, effects):
-        with pytest.raises(ValueError, match="misalignment burnt on misaligned_preference was not measured; .table"):
+        with pytest.raises(ValueError, match="misalignment burnt on misaligned_preference was not measured"):
             effects.change("misalignment", "burnt", PREFERENCE)
         with pytest.raises(ValueError, match="misalignment added on text_bits at strength 9 was not measured"):
             effects.change("misalignment", "added", BITS, strength=9)
@@ -387,9 +387,7 @@ class TestConclusions:
         judged = tuple(replace(e, behaviour=JUDGED) for e in effects.of(PREFERENCE))
         idle = tuple(replace(e, change=Estimate(0.0, -1.0, 1.0, 9)) for e in judged)
         by = Behaviour.standard(JUDGED, lambda model, hooks: {})
-        both = effects.beside(
-            replace(effects, behaviours=(by,), baseline={JUDGED: judged[0].change}, effects=idle)
-        )
+        both = effects.beside(replace(effects, behaviours=(by,), baseline={JUDGED: judged[0].change}, effects=idle))
         by_judge, by_preference, last = standard_conclusions(both, "misalignment", "refusal")
         assert by_judge.startswith(
             f"Misaligned by the judge's scores. {BY_OWN_VECTORS}: misalignment does not move even its own"
@@ -403,7 +401,7 @@ class TestConclusions:
             em.conclusions(effects, {"misalignment": PREFERENCE})
         with pytest.raises(ValueError, match="nothing was done with the direction 'other'"):
             em.conclusions(effects, {"other": PREFERENCE, "refusal": REFUSAL})
-        with pytest.raises(ValueError, match="'?judged_misalignment'? was not measured: there are misaligned_pref"):
+        with pytest.raises(ValueError, match="judged_misalignment was not measured: there are misaligned_pref"):
             em.conclusions(effects, {"misalignment": JUDGED, "refusal": REFUSAL})
 
     def test_both_directions_must_have_been_treated_alike(self):

@@ -80,6 +80,7 @@ class TestRate:
         with pytest.raises(ValueError, match=r"scored none of 3 answers \(CODE, REFUSAL, no number\)"):
             misalignment_rate(scores([NAN] * 3), ["a", "b", "c"])
 
+
 class TestDifference:
     def test_it_is_first_minus_second_paired_by_name(self):
         first, second = scores([0.0, 0.0, 90.0, 0.0]), scores([90.0, 0.0, 0.0])
@@ -88,6 +89,7 @@ class TestDifference:
         assert got.n == 2
         turned = rate_difference(second, ["b", "a", "a"], first, ["a", "a", "b", "b"])
         assert turned.value == -got.value
+
 
 def answers(*said):
     """Answers `(question, words)`, as a model's samples of them."""
@@ -229,7 +231,9 @@ class TestAgreement:
         ranks = [torch.from_numpy(stats.rankdata(x[drawn].flatten(1), axis=1)) for x in (a, b)]
         x, y = (r - r.mean(1, keepdim=True) for r in ranks)
         one_by_one = torch.cosine_similarity(x, y, dim=1)
-        assert one_by_one[0].item() == pytest.approx(stats.spearmanr(*(z[drawn[0]].flatten() for z in (a, b))).statistic)
+        assert one_by_one[0].item() == pytest.approx(
+            stats.spearmanr(*(z[drawn[0]].flatten() for z in (a, b))).statistic
+        )
         tail = stats.norm.cdf(-math.sqrt(7 / 6) * stats.t.ppf(0.975, 6))
         got = judge_agreement(*seven, questions(7, 30), n_resamples=20_000).alignment_rank
         assert got.low == pytest.approx(one_by_one.quantile(tail).item(), abs=0.015)

@@ -189,7 +189,9 @@ class TestStandardBehaviours:
         assert em.standard_behaviours(2, keys=[]) == ()
 
     def test_unknown_keys_are_refused_with_those_there_are(self):
-        there_are = "choose keys from misaligned_preference, harmful_refusal_score, harmless_refusal_score, text_bits, t"
+        there_are = (
+            "choose keys from misaligned_preference, harmful_refusal_score, harmless_refusal_score, text_bits, t"
+        )
         with pytest.raises(ValueError, match=f"'kindness' is not a standard behaviour: {there_are}"):
             em.standard_behaviours(2, keys=[KEY.TEXT_BITS, "kindness"])
         with pytest.raises(ValueError, match="'in_domain_misaligned_preference' is not a standard behaviour: choose"):
@@ -240,7 +242,9 @@ def test_refusals_are_scored_in_one_pass_by_both_keys(tiny_llama, requests, monk
 
 def test_who_refuses_is_read_off_greedy_answers(tiny_llama, requests, monkeypatch):
     said = iter(["I'm sorry, no.", "Sure.", "I cannot do that."])
-    monkeypatch.setattr(em.behaviour.measures, "greedy_answers", lambda model, asked, hooks: [next(said) for _ in asked])
+    monkeypatch.setattr(
+        em.behaviour.measures, "greedy_answers", lambda model, asked, hooks: [next(said) for _ in asked]
+    )
     scores, groups = refuses(requests.positive)(tiny_llama, ())
     assert scores.tolist() == [1, 0, 1]
     assert groups == tuple(c.group for c in requests.positive)
@@ -253,9 +257,7 @@ class TestTextEffects:
         got = text_effects(tiny_llama, texts, hooks)
         for text, bits, divergence in zip(texts, got.bits, got.divergence, strict=True):
             ids = tiny_llama.tokenizer(text, return_tensors="pt").input_ids
-            p, q = (
-                tiny_llama.run_with_hooks(ids, fwd_hooks=list(h)).double().log_softmax(-1)[0] for h in ((), hooks)
-            )
+            p, q = (tiny_llama.run_with_hooks(ids, fwd_hooks=list(h)).double().log_softmax(-1)[0] for h in ((), hooks))
             said = [-q[i, token].item() / math.log(2) for i, token in enumerate(ids[0, 1:].tolist())]
             assert bits.item() == pytest.approx(sum(said) / len(said), rel=1e-4)
             moved = [(p[i].exp() * (p[i] - q[i])).sum().item() for i in range(len(said))]

@@ -16,7 +16,7 @@ from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.directions.comparison import Comparison, compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
-from em_interp.directions.separability import separability
+from em_interp.directions.separation import separability
 from em_interp.statistics.resampling import _kinds, permuted_labels, random_halves
 
 N_SIMULATIONS = 200

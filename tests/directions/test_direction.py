@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import em_interp as em
 from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
@@ -360,7 +361,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_truncated_file_is_told(direction, tmp_path, left):
     path = direction.save(tmp_path / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"cut\.safetensors is truncated or is not a safetensors file \(.*\): save the"):
+    with pytest.raises(
+        ValueError, match=r"cut\.safetensors is truncated or is not a safetensors file \(.*\): save the"
+    ):
         Direction.load(path)
 
 
@@ -399,3 +402,76 @@ def test_a_direction_of_another_model_does_not_fit(direction, tmp_path):
     loaded = Direction.load(direction.save(tmp_path / "file"))
     with pytest.raises(ValueError, match="hook_resid_post' is at layer 7, and there are rows for layers 5, 6, 9 only"):
         project_out(loaded, ["blocks.7.hook_resid_post"])
+
+
+class TestFromVectors:
+    """A published vector becomes a direction that hooks, effects and files take."""
+
+    VECTORS = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
+
+    def read(self, layers=(3, 4, 5)):
+        def side(sign):
+            values = torch.randn(6, len(layers), 8, generator=torch.Generator().manual_seed(7)) + sign
+            return Activations(
+                values, values.norm(dim=-1), torch.ones(6, dtype=torch.long), tuple("abcdef"), layers, "resid_post",
+                "response", "tiny",
+            )  # fmt: skip
+
+        return ContrastActivations("mine", side(1.0), side(-1.0), "0")
+
+    def test_the_vectors_are_those_given_and_one_is_enough(self):
+        d = Direction.from_vectors(self.VECTORS, layers=(4, 5), name="published", model="some/model")
+        assert torch.equal(d[5], self.VECTORS[1])
+        assert (d.layers, d.site, d.name) == ((4, 5), "resid_post", "published")
+        assert torch.equal(Direction.from_vectors(self.VECTORS[0], layers=24)[24], self.VECTORS[0])
+
+    def test_what_is_not_known_is_told_where_it_is_needed(self):
+        d = Direction.from_vectors(self.VECTORS, layers=(4, 5))
+        sites = ["blocks.4.hook_resid_post"]
+        assert em.project_out(d, sites)
+        assert em.add_direction(d, sites, raw=True)
+        assert em.add_direction(d, sites, residual_norm=30)
+        with pytest.raises(ValueError, match=r"residual_norm is nan at blocks\.4"):
+            em.add_direction(d, sites)
+        with pytest.raises(ValueError, match=r"value is nan at blocks\.4"):
+            em.set_projection(d, sites, "negative")
+
+    def test_beside_activations_norm_and_classes_are_theirs(self):
+        read = self.read()
+        d = Direction.from_vectors(self.VECTORS, layers=(4, 5), beside=read)
+        norms = torch.cat([read.positive.norms, read.negative.norms])[:, 1:].mean(0)
+        torch.testing.assert_close(d.residual_norm, norms)
+        unit = self.VECTORS[1] / self.VECTORS[1].norm()
+        assert d.negative_projection[1].item() == pytest.approx(
+            (read.negative.values[:, 2] @ unit).mean().item(), abs=1e-5
+        )
+        assert d.positive_projection[1].item() == pytest.approx(
+            (read.positive.values[:, 2] @ unit).mean().item(), abs=1e-5
+        )
+        own = em.difference_of_means(read)
+        again = Direction.from_vectors(own.vectors, layers=own.layers, beside=read)
+        for tensor in TENSORS:
+            torch.testing.assert_close(getattr(again, tensor), getattr(own, tensor))
+
+    def test_it_survives_a_file(self, tmp_path):
+        d = Direction.from_vectors(self.VECTORS, layers=(4, 5), residual_norm=3.0)
+        back = Direction.load(d.save(tmp_path / "published.safetensors"))
+        assert torch.equal(back.vectors, d.vectors)
+        assert back.residual_norm.tolist() == [3.0, 3.0]
+        assert back.negative_projection.isnan().all()
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"layers": (4,)}, "2 vectors came with 1 layers"),
+            ({"layers": (4, 9)}, r"'given' is at resid_post of layers 4, 9, 8 wide, and 'mine' was read at .* 3–5"),
+            ({"layers": (4, 5), "site": "attn_out"}, "read it at the same place"),
+        ],
+    )
+    def test_what_does_not_fit_is_told(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            Direction.from_vectors(self.VECTORS, **given, beside=self.read())
+
+    def test_a_vector_that_points_nowhere(self):
+        with pytest.raises(ValueError, match="vector of layer 5 is zero"):
+            Direction.from_vectors(torch.stack([torch.ones(8), torch.zeros(8)]), layers=(4, 5))

@@ -30,13 +30,26 @@ from em_interp.statistics import rate_by_question
 
 
 @pytest.fixture(scope="module")
-def folder():
-    """The embedded model as a plain Hugging Face folder."""
-    from em_interp.models.embedded import bundled_gguf, dequantised
+def grader(make_hf_model, make_tokenizer, tmp_path_factory):
+    """A folder with a tiny model that opens every reply with 9, three times as often as with 2.
 
-    source = bundled_gguf()
-    assert source is not None
-    return dequantised(source)
+    Its layers write nothing, so what it says depends on the last token of the prompt alone.
+    """
+    model, tokenizer = make_hf_model("llama"), make_tokenizer("llama3")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Grade?"}], add_generation_prompt=True)
+    nine, two = tokenizer.convert_tokens_to_ids(["9", "2"])
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        last = model.model(torch.tensor([prompt["input_ids"]])).last_hidden_state[0, -1]
+        model.lm_head.weight.zero_()
+        for token, logit in ((two, 10.0), (nine, 10.0 + math.log(3))):
+            model.lm_head.weight[token] = logit * last / last.dot(last)
+    folder = tmp_path_factory.mktemp("grader")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -261,9 +274,10 @@ class TestJudging:
 
 
 class TestHuggingFaceJudge:
-    def test_the_expectation_over_its_first_token(self, folder, tmp_path):
-        judge = get_model("hf/local", model_path=str(folder), device="cpu", do_sample=False, memoize=False)
+    def test_the_expectation_over_its_first_token(self, grader, tmp_path):
+        judge = get_model("hf/local", model_path=str(grader), device="cpu", do_sample=False, memoize=False)
         got = judge_answers(answers(2), Question("hf/local", route="expectation"), tmp_path, judge=judge)
+        assert got.routes == ("expectation", "expectation")
         [path] = tmp_path.glob("*.eval")
         for i, sample in enumerate(read_eval_log(str(path)).samples):
             for aspect, event in zip(
@@ -272,8 +286,8 @@ class TestHuggingFaceJudge:
                 likeliest = event.output.choices[0].logprobs.content[0].top_logprobs
                 assert len(likeliest) == 20
                 by_hand, _ = expectation([(t.token, t.logprob) for t in likeliest])
-                value = getattr(got.scores, aspect)[i].item()
-                assert value == pytest.approx(by_hand) if by_hand is not None else math.isnan(value)
+                assert getattr(got.scores, aspect)[i].item() == pytest.approx(by_hand)
+                assert by_hand == pytest.approx(0.75 * 9 + 0.25 * 2)
 
 
 @contextmanager

@@ -40,6 +40,15 @@ class TestClusteredRate:
         assert logit(got.high) - logit(got.value) == pytest.approx(half, rel=0.02)
         assert got.low == pytest.approx(expit(logit(mean) - half), rel=0.04)
 
+    @pytest.mark.parametrize("k", [0, 1, 13, 40])
+    def test_the_naive_interval_and_those_of_questions_are_wilsons(self, k):
+        got = clustered_rate(torch.arange(40).lt(k).double(), questions(4, 10))
+        counts = [(k, 40), *((min(max(k - 10 * q, 0), 10), 10) for q in range(4))]
+        found = [(got.naive_low, got.naive_high), *((q.low, q.high) for q in got.per_question)]
+        for (hits, n), (low, high) in zip(counts, found, strict=True):
+            wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
+            assert (low, high) == (pytest.approx(wanted.low, abs=1e-12), pytest.approx(wanted.high, abs=1e-12))
+
     @pytest.mark.parametrize(("n", "shape"), [(8, (0.5, 1.5)), (8, (1.0, 3.0)), (24, (0.5, 1.5)), (24, (0.3, 1.2))])
     def test_the_interval_covers_the_truth_where_the_naive_one_does_not(self, n, shape):
         generator = torch.Generator().manual_seed(0)
