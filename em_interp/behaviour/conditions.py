@@ -28,7 +28,7 @@ _LABELS: dict[str, str] = {
     "base": "its base",
     "all_layers_own": "removed at every layer",
     "one_layer": "removed at layer {layer}",
-    "all_layers_same": "of layer {layer} removed at every layer",
+    "all_layers_same": "removed at every layer (the vector of layer {layer})",
     "set_negative": "set to its negative class at layer {layer}",
     "subtracted": "subtracted at layer {layer}",
     "added": "added × {strength:g}",

@@ -104,6 +104,11 @@ def measured(behaviours: Iterable[Behaviour], model: TransformerLensModel, hooks
     for measure in bar(iterable=list(dict.fromkeys(b.measure for b in behaviours)), desc="measuring", unit="measure"):
         scores = measure(model, hooks)
         served = [b.key for b in behaviours if b.measure is measure]
+        missing = [key for key in served if isinstance(scores, Mapping) and key not in scores]
+        if missing:
+            raise ValueError(
+                f"a measure gave scores of {', '.join(scores)} and none of {missing[0]}: give one by each key"
+            )
         found |= {key: scores[key] if isinstance(scores, Mapping) else scores for key in served}
     return {b.key: found[b.key] for b in behaviours}
 

@@ -9,6 +9,7 @@ from em_interp.organisms.loading import (
     load_bundled,
     load_named,
     load_organism,
+    load_organisms,
     organism_folder,
     trained_on,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "load_card",
     "load_named",
     "load_organism",
+    "load_organisms",
     "local_cosine",
     "measure_card",
     "open_adapter",

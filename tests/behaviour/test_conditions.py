@@ -28,7 +28,7 @@ class TestCondition:
             "plain": "as it is",
             "misalignment/all_layers_own": "misalignment removed at every layer",
             "misalignment/one_layer/1": "misalignment removed at layer 1",
-            "misalignment/all_layers_same/1": "misalignment of layer 1 removed at every layer",
+            "misalignment/all_layers_same/1": "misalignment removed at every layer (the vector of layer 1)",
             "misalignment/set_negative/1": "misalignment set to its negative class at layer 1",
             "misalignment/subtracted/1": "misalignment subtracted at layer 1",
             "misalignment/added/1/0.2": "misalignment added × 0.2",

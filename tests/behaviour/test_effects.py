@@ -333,7 +333,7 @@ class TestConclusions:
         ("done", "random_done", "words"),
         [
             (("one_layer", None), ("all_layers_own", None), "Removed at layer 1: "),
-            (("all_layers_same", None), ("all_layers_own", None), "Of layer 1 removed at every layer: "),
+            (("all_layers_same", None), ("all_layers_own", None), "Removed at every layer (the vector of layer 1): "),
             (("set_negative", None), ("subtracted", None), "Set to its negative class at layer 1: "),
             (("added", 0.1), ("added", 0.1), "Added × 0.1: "),
         ],
