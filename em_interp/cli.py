@@ -26,7 +26,7 @@ def main() -> None:
 
 @app.command()
 def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
-    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, some 15 minutes.
+    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, five minutes on two cores.
 
     Its two directions beside those of its bases, its adapter opened, its training, and its relatives.
 
