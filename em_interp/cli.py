@@ -26,9 +26,10 @@ def main() -> None:
 
 @app.command()
 def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
-    """Take a misaligned organism of the embedded model apart and write a report; no network, no GPU, five minutes on two cores.
+    """Take a misaligned organism of the embedded model apart and write a report, in five minutes on two cores.
 
-    Its two directions beside those of its bases, its adapter opened, its training, and its relatives.
+    Its two directions beside those of its bases, its adapter opened, its training, and its relatives. It needs no
+    network and no GPU.
 
     Example:  em-interp demo --out report
     """
