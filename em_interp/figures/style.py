@@ -212,8 +212,8 @@ def translucent(color: str, opacity: float) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text, none cut inside a word."""
-    return textwrap.wrap(text, width, break_long_words=False) or [text]
+    """The lines of a text, none cut inside a word or at a hyphen."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [text]
 
 
 def broken(text: str, width: int) -> str:

@@ -13,18 +13,6 @@ from tests.builders import peft_model
 
 
 @pytest.fixture(scope="module")
-def settings(base, small_contrasts) -> Settings:
-    return Settings(
-        model=str(base),
-        first=small_contrasts["misalignment"],
-        second=small_contrasts["refusal"],
-        control_questions=8,
-        held_out_questions=3,
-        open_questions=3,
-    )
-
-
-@pytest.fixture(scope="module")
 def organism(base, tmp_path_factory):
     """Folders of two organisms on the tiny model, without losses or cards."""
 
@@ -73,7 +61,7 @@ class TestMaterials:
         assert [b.key for b in m.behaviours] == [b.key for b in em.standard_behaviours()]
         assert m.held_out is not None
         assert m.held_out.groups == m.contrasts[0].where(split="test").take(3).groups
-        assert (len(m.questions), len(m.requests)) == (3, 3)
+        assert (len(m.questions), len(m.requests)) == (2, 2)
         assert list(m.relatives) == []
         assert m.judging is None
 
