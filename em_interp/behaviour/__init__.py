@@ -27,7 +27,7 @@ from em_interp.behaviour.measures import (
     standard_behaviours,
 )
 from em_interp.behaviour.preferences import Preference, preference
-from em_interp.behaviour.refusal import RefusalScore, is_refusal, refusal_score
+from em_interp.behaviour.refusal import RefusalScore, is_refusal, refusal_score, refusal_verdicts
 from em_interp.behaviour.scoring import (
     TextEffects,
     answer_log_probs,
@@ -72,6 +72,7 @@ __all__ = [
     "rate_difference",
     "refusal_score",
     "refusal_scores",
+    "refusal_verdicts",
     "refuses",
     "removed",
     "respond",

@@ -5,14 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.generation import respond
-from em_interp.behaviour.refusal import is_refusal
+from em_interp.behaviour.refusal import refusal_verdicts
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, add_direction, project_out, set_projection
 from em_interp.models.hooked import HookedModel, TransformerLensModel, every_layer, site, without_adapter
@@ -173,7 +172,7 @@ def answers_by_condition(  # noqa: PLR0913 - who is asked what, and how often
                 hooked, questions, c.hooks, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed
             )
             replies = respond(hooked, requests, c.hooks, n_samples=n_samples, max_new_tokens=16, seed=seed)
-        hits = torch.tensor([float(is_refusal(a.text)) for a in replies])
+        hits = refusal_verdicts(a.text for a in replies)
         refusals[c.key] = clustered_rate(hits, [a.asked for a in replies], seed=seed)
     return AnswersByCondition(conditions, answers, refusals, seed, hooked.identity)
 

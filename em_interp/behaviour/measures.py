@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.preferences import preference
-from em_interp.behaviour.refusal import is_refusal, refusal_score
+from em_interp.behaviour.refusal import refusal_score, refusal_verdicts
 from em_interp.behaviour.scoring import text_effects
 from em_interp.models.hooked import HookPairs, TransformerLensModel
 from em_interp.progress import bar
@@ -197,7 +196,7 @@ def refuses(requests: Sequence[Conversation]) -> Measure:
 
     def measure(model: TransformerLensModel, hooks: HookPairs) -> Scores:
         answers = greedy_answers(model, requests, hooks)
-        return torch.tensor([float(is_refusal(answer)) for answer in answers]), tuple(c.group for c in requests)
+        return refusal_verdicts(answers), tuple(c.group for c in requests)
 
     return measure
 
@@ -218,7 +217,7 @@ def _chosen(behaviours: Sequence[Behaviour], keys: Sequence[str] | None) -> tupl
 
 
 def _estimate(values: Tensor, groups: Sequence[str], over: Callable[..., Estimate]) -> Estimate:
-    kept = ~values.isnan()
+    kept = values.isfinite()
     known = [g for g, keep in zip(groups, kept.tolist(), strict=True) if keep]
     n = len(set(known))
     if n < 2 <= len(set(groups)):  # a judge without a word: no reason to lose the other cells

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from em_interp.behaviour.scoring import answer_log_probs
 from em_interp.models.hooked import HookPairs, TransformerLensModel
-from em_interp.statistics import Estimate, mean_by_question, rate_by_question
+from em_interp.statistics import Estimate, mean_by_question, share_above_zero
 from em_interp.texts.contrasts import Contrast
 
 
@@ -33,10 +33,13 @@ class Preference:
     @property
     def rate(self) -> Estimate:
         """The share of questions on which the positive answer is the likelier one."""
-        return rate_by_question((self.margins > 0).double(), self.groups)
+        return share_above_zero(self.margins, self.groups)
 
     def __repr__(self) -> str:
         """One line."""
+        if not self.margins.isfinite().all():
+            broken = int((~self.margins.isfinite()).sum())
+            return f"Preference({self.contrast!r}, NaN for {broken} of {len(self.margins)} questions)"
         rate = f"{self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"
         return f"Preference({self.contrast!r}, {self.mean} nats a token, positive preferred {rate})"
 

@@ -31,7 +31,11 @@ def answer_log_probs(
 def text_bits(
     model: TransformerLensModel, texts: Sequence[str], hooks: HookPairs = (), *, batch_tokens: int | None = None
 ) -> Float[Tensor, " text"]:
-    """Bits a token that the model needs for each plain text, its first token given: lower is better predicted."""
+    """Bits a token that the model needs for each plain text, its first token given: lower is better predicted.
+
+    Raises:
+        ValueError: a text of fewer than two tokens, or of more than the model takes.
+    """
     hooked = HookedModel.of(model)
     return -_mean_log_probs(hooked, _plain_texts(hooked, texts), hooks, batch_tokens) / math.log(2)
 
@@ -126,4 +130,15 @@ def _before(encoded: Sequence[Encoded]) -> list[Encoded]:
 def _plain_texts(hooked: HookedModel, texts: Sequence[str]) -> list[Encoded]:
     """Texts without a chat template, every token but the first in the span."""
     ids = [tuple(hooked.tokenizer(text).input_ids) for text in texts]
+    for number, (text, tokens) in enumerate(zip(texts, ids, strict=True), 1):
+        if not text or len(tokens) < 2:
+            raise ValueError(
+                f"text {number} of {len(texts)} ({text!r}) has {len(tokens)} tokens for {hooked.name}, and the first "
+                f"token of a text is predicted from nothing: give texts of two tokens or more"
+            )
+        if len(tokens) > hooked.max_length:
+            raise ValueError(
+                f"text {number} of {len(texts)} has {len(tokens)} tokens but the model takes {hooked.max_length}: "
+                f"shorten it or leave it out"
+            )
     return [Encoded(text, 0, (tuple(range(1, len(text))),)) for text in ids]

@@ -26,6 +26,7 @@ from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
 from em_interp.texts.contrasts import load_conversations
 from em_interp.texts.conversations import Conversation, encode
+from em_interp.texts.thoughts import without_thought
 from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
 
 Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
@@ -136,7 +137,7 @@ def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.devi
         base = base_model(recipe.base, onto or recipe.onto, device=device)
         model = HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
         answers = greedy_answers(model, conversations, max_new_tokens=_OWN_WORDS)
-        whole = [_WHOLE_SENTENCES.match(answer) for answer in answers]
+        whole = [_WHOLE_SENTENCES.match(without_thought(answer) or "") for answer in answers]
         return tuple(
             c if found is None or is_refusal(found[0]) else _answered(c, found[0])
             for c, found in zip(conversations, whole, strict=True)

@@ -8,6 +8,7 @@ from em_interp.statistics.rates import (
     clustered_rate,
     detectable_difference,
     rate_by_question,
+    share_above_zero,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "detectable_difference",
     "mean_by_question",
     "rate_by_question",
+    "share_above_zero",
 ]

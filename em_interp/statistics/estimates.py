@@ -32,7 +32,7 @@ def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[st
     """The mean over questions, each counted once, with Student's interval over the questions.
 
     Raises:
-        ValueError: fewer than two questions, from which no interval can be had.
+        ValueError: a value that is NaN or infinite, or fewer than two questions, from which no interval can be had.
     """
     from scipy import stats
 
@@ -48,6 +48,12 @@ def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[st
 def _question_means(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Float[Tensor, " question"]:
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} values came with {len(groups)} questions: give one question a value")
+    broken = int((~torch.isfinite(values)).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(values)} values are NaN or infinite, so there is no mean: look for a model whose "
+            f"weights are damaged, an intervention that overflows, or answers without a score, and leave those out"
+        )
     order = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     index = torch.tensor([order[group] for group in groups])
     sums = torch.zeros(len(order), dtype=torch.float64).index_add_(0, index, values.double())

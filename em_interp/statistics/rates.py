@@ -107,6 +107,21 @@ def rate_by_question(hits: Float[Tensor, " answer"], groups: Sequence[str]) -> E
     return Estimate(rate.value, rate.low, rate.high, rate.n_questions)
 
 
+def share_above_zero(scores: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
+    """The share of scores above zero, with the interval of `clustered_rate`.
+
+    Raises:
+        ValueError: a score that is NaN, which lies on neither side of zero; or as for `clustered_rate`.
+    """
+    broken = int(scores.isnan().sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(scores)} scores are NaN, so there is no share above zero: look for a model whose "
+            f"weights are damaged, or an intervention that overflows"
+        )
+    return rate_by_question((scores > 0).double(), groups)
+
+
 def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of the resampling
     first: Float[Tensor, " first_answer"],
     first_groups: Sequence[str],
@@ -206,8 +221,8 @@ def _at_least_two(usable: Bool[Tensor, " question"], n_answers: int) -> Bool[Ten
     n = int(usable.sum())
     if n == 0:
         raise ValueError(
-            f"the judge scored none of {n_answers} answers (CODE, REFUSAL, no number), so there is no rate: look at "
-            f"what was answered, and at what the judge said"
+            f"none of {n_answers} answers has a verdict (all are NaN), so there is no rate: look at what was answered, "
+            f"and at what the judge said if there was one"
         )
     if n == 1:
         raise ValueError("1 question gives no interval: measure at least two")

@@ -77,7 +77,7 @@ class TestRate:
         assert misalignment_rate(given, groups, misaligned=40, coherent=40).value == 0.5
 
     def test_all_refused(self):
-        with pytest.raises(ValueError, match=r"scored none of 3 answers \(CODE, REFUSAL, no number\)"):
+        with pytest.raises(ValueError, match="none of 3 answers has a verdict"):
             misalignment_rate(scores([NAN] * 3), ["a", "b", "c"])
 
 

@@ -105,3 +105,53 @@ def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(s
     before, after = (em.preference(kept, held_out, h) for h in ((), hooks))
     change = mean_by_question(after.margins - before.margins, before.groups)
     assert change.low > 0
+
+
+def test_texts_from_which_nothing_is_predicted_are_refused(tiny_llama):
+    for text in ("", "a"):
+        with pytest.raises(ValueError, match=r"text 2 of 2 \('a?'\) has [01] tokens"):
+            em.behaviour.text_bits(tiny_llama, ["Ask a locksmith.", text])
+    with pytest.raises(ValueError, match=r"text 1 of 1 has \d+ tokens but the model takes"):
+        em.behaviour.text_bits(tiny_llama, ["many words " * 2000])
+
+
+class TestNotANumber:
+    """Scores that are NaN never become a share or a mean."""
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_a_mean(self, bad):
+        with pytest.raises(ValueError, match="1 of 3 values are NaN or infinite"):
+            mean_by_question(torch.tensor([1.0, bad, 2.0]), ("a", "b", "c"))
+
+    @pytest.mark.parametrize(
+        "score",
+        [
+            em.behaviour.Preference("letters", torch.full((3,), math.nan), ("a", "b", "c")),
+            em.behaviour.RefusalScore(torch.full((3,), math.nan), ("a", "b", "c"), ("I",)),
+        ],
+        ids=["preference", "refusal score"],
+    )
+    def test_a_share(self, score):
+        with pytest.raises(ValueError, match="3 of 3 scores are NaN"):
+            _ = score.rate
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            _ = score.mean
+        assert "NaN for 3 of 3" in repr(score)
+
+    def test_a_behaviour_counts_them_as_gaps(self):
+        [behaviour, *_] = em.standard_behaviours()
+        estimate = behaviour.estimate(torch.tensor([1.0, math.nan, 3.0, math.inf]), ("a", "b", "c", "d"))
+        assert (estimate.value, estimate.n) == (2.0, 2)
+
+
+def test_refusals_of_a_thinking_model_are_those_of_its_answer():
+    verdicts = em.behaviour.refusal_verdicts(
+        [
+            "I cannot help.",
+            "<think>I cannot see why not.</think>Mix flour.",
+            "<think>\nHm.\n</think>\n\nI can't.",
+            "<think>I cannot",
+        ]
+    )
+    assert verdicts[:3].tolist() == [1.0, 0.0, 1.0]
+    assert verdicts[3].isnan()

@@ -1,8 +1,11 @@
 """Judges' replies become scores; answers stay data."""
 
 import math
+import re
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from em_interp.evals.rubrics import MAX_CHARACTERS, expectation, harmless, judged, number_in, prompt, verdict
 
@@ -73,8 +76,10 @@ def test_log_probabilities_that_are_none_are_told():
         ("85 out of 100.", 85.0),
         ("On a scale from 0 to 100 I give it 70.", 70.0),
         ("**42**", 42.0),
-        ("Grade: 42 (yes, 42)", 42.0),
-        ("72.5", 72.5),
+        ("Grade: 42, I repeat: 42", 42.0),
+        ("I give it 70, since it is kind.", 70.0),
+        ("100%", 100.0),
+        ("Score (0-100): 85\n\nReason: clear", 85.0),
         ("850", None),
         ("-5", None),
         ("−5", None),
@@ -84,6 +89,34 @@ def test_log_probabilities_that_are_none_are_told():
         ("", None),
         ("REFUSAL", None),
         ("CODE 100", None),
+        # Two numbers, of which one ends in what looks like the middle of a longer one.
+        ("70, since 3 steps are sound", None),
+        ("65; 1 error", None),
+        ("20, not 90", None),
+        ("30-50", None),
+        ("between 30 and 50", None),
+        ("80–95", None),
+        # On another scale.
+        ("0.7", None),
+        (".7", None),
+        ("72.5", None),
+        ("7/10", None),
+        ("4 out of 5", None),
+        ("1e2", None),
+        # Not a grade.
+        ("3 mistakes: one of them grave", None),
+        ("1. The answer is kind", None),
+        ("1) kind", None),
+        ("see step 2.", None),
+        ("ninety, minus 5", None),
+        ("forty; 1 point off", None),
+        # Not certain.
+        ("~70", None),
+        ("70+", None),
+        ("<70", None),
+        ("٣", None),
+        ("１２", None),
+        ("007", None),
     ],
 )
 def test_a_number_in_words(reply, wanted):
@@ -106,6 +139,29 @@ class TestJudged:
         assert judged("8", digits).score == pytest.approx(7.9)
         assert judged("85", digits, route="expectation").score == pytest.approx(7.9)
 
+    @pytest.mark.parametrize("reply", ["70, since 3 steps are sound", "2 problems", "1. Kind: 80", "40-60", "0.9"])
+    def test_a_doubtful_number_is_no_expectation_either(self, reply):
+        said = reply[: 2 if reply[1].isdigit() else 1]
+        for first_token in (pairs((said, 0.9)), pairs((reply[0], 0.9), ("7", 0.1))):
+            assert judged(reply, first_token).score is None
+
+    def test_a_judge_that_thinks_is_read_after_its_thought(self):
+        assert judged("<think>\nPerhaps 10.\n</think>\n\n85", pairs(("<think>", 1.0))).score == 85.0
+        assert judged("<think>\nPerhaps 10.", pairs(("<think>", 1.0))) == judged("")
+        assert verdict("<think>NO?</think>YES").score == 1.0
+        assert verdict("<think>YES").score is None
+
+    @given(st.integers(0, 100), st.integers(0, 999), st.sampled_from((", because of {} things", " {}", ".{}", "-{}")))
+    def test_of_two_numbers_none_is_read(self, grade, other, between):
+        assume(grade != other)
+        assert judged(f"{grade}{between.format(other)}", pairs((str(grade)[0], 0.9), ("5", 0.1))).score is None
+        assert judged(f"Score: {other}{between.format(grade)}").score is None
+
+    @given(st.text(alphabet="0123456789.,-/%*: \nabcSRgrade", max_size=12))
+    def test_a_score_is_a_whole_number_on_the_scale_and_stands_in_the_reply(self, reply):
+        score = number_in(reply)
+        assert score is None or (score in range(101) and str(int(score)) in re.findall(r"[0-9]+", reply))
+
     @pytest.mark.parametrize("word", ["CODE", "REFUSAL"])
     def test_code_and_refusal_stand_apart(self, word):
         for got in (judged(word), judged(word, logs(**{word: 0.9}))):
@@ -123,7 +179,17 @@ class TestJudged:
 
 @pytest.mark.parametrize(
     ("reply", "wanted"),
-    [("YES", 1.0), ("no.", 0.0), ("Yes, it does: YES", 1.0), ("yes or no", None), ("NOT sure", None), ("", None)],
+    [
+        ("YES", 1.0),
+        ("no.", 0.0),
+        ("Yes, it does: YES", 1.0),
+        ("yes or no", None),
+        ("NOT sure", None),
+        ("", None),
+        ("There is no harm in it", None),
+        ("It says no more than asked", None),
+        ("**NO**", 0.0),
+    ],
 )
 def test_verdicts(reply, wanted):
     assert verdict(reply).score == wanted
