@@ -5,12 +5,21 @@ import math
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from em_interp.files import read_toml
+from em_interp.files import find_file, read_toml
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.training_sets import NARROW_SETS, load_training_set
 
+_KINDS = {
+    str: "words",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple[str, ...]: "a list of words",
+    tuple[int, ...]: "a list of whole numbers",
+}
 _SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
 
 
@@ -79,6 +88,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        self._check_kinds()
         for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
@@ -93,6 +103,14 @@ class Recipe:
         if self.kl_weight and not self.kl_data:
             raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
         self._check_choices()
+
+    def _check_kinds(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), hint):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and should be {_in_words(hint)}")
+        for name in ("alpha", "weight_decay", "epochs"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ValueError(f"{name} is {getattr(self, name)}: give a finite number")
 
     def _check_choices(self) -> None:
         for name, known in (
@@ -114,13 +132,7 @@ class Recipe:
             ValueError: no such recipe (those there are, are listed), a file that is not TOML, a key that does not
                 exist (the nearest one is named), or a value that cannot be.
         """
-        path = Path(source)
-        if not path.is_file():
-            path = _SHIPPED / f"{source}.toml"
-        if not path.is_file():
-            raise ValueError(
-                f"no recipe {str(source)!r}: it is neither a file nor one of {', '.join(shipped_recipes())}"
-            )
+        path = find_file(source, "recipe", shipped_recipes(), _SHIPPED, ".toml")
         values = read_toml(path, [field.name for field in fields(cls)])
         for key in ("name", "data"):
             if key not in values:
@@ -143,6 +155,21 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says; a bool is not a number, and a list does for a tuple."""
+    kind = get_origin(hint)
+    if kind is UnionType:
+        return any(_fits(value, one) for one in get_args(hint))
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    return type(value) is hint if hint in (int, bool) else isinstance(value, kind or hint)
+
+
+def _in_words(hint: Any) -> str:
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return " or ".join(_KINDS.get(kind, str(kind)) for kind in kinds if kind is not type(None))
 
 
 def shipped_recipes() -> list[str]:

@@ -21,8 +21,9 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import em_interp as em
-from em_interp.behaviour import Answer, Behaviour, BehaviourKey
-from em_interp.evals.judge import Judged, Question, judge_answers, judged_misalignment, load_judged, redacted
+from em_interp.behaviour import Answer, Behaviour, BehaviourKey, Judged, load_judged
+from em_interp.behaviour.judged_answers import Question
+from em_interp.evals.judge import judge_answers, judged_misalignment, redacted
 from em_interp.evals.rubrics import expectation
 from em_interp.evals.tasks import em_first_plot, em_held_out, over_refusal, refusal
 from em_interp.progress import quiet
@@ -191,7 +192,7 @@ class TestJudging:
         assert got.on_topic[:3].tolist() == [0.0] * 3
         assert math.isnan(got.scores.alignment[3])
         assert got.labels == ("", "", "", "EMPTY")
-        assert repr(got) == "Judged(3 of 4 answers scored by mock)"
+        assert repr(got) == "Judged(3 of 4 answers scored by mock; not scored: 1 EMPTY)"
 
     def test_it_is_saved_and_read_back(self, tmp_path):
         got = judge_answers(
@@ -203,13 +204,6 @@ class TestJudging:
         for aspect in ("alignment", "coherence"):
             torch.testing.assert_close(getattr(read.scores, aspect), getattr(got.scores, aspect), equal_nan=True)
         torch.testing.assert_close(read.refused, got.refused, equal_nan=True)
-
-    @pytest.mark.parametrize("text", ["{}\n", "x", "", '{"format": "em_interp.judged/1", "judge": "a"}\n{"key": 1}\n'])
-    def test_other_files_are_refused(self, tmp_path, text):
-        path = tmp_path / "other.jsonl"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"other.jsonl holds no judged answers"):
-            load_judged(path)
 
     def test_nothing_is_judged_twice(self, tmp_path):
         judge_answers(answers(3), Question("mock"), tmp_path, judge=replies("20"))

@@ -544,11 +544,14 @@ def test_a_missing_file_of_a_pair_is_named(tmp_path):
 BROKEN = [
     ('{"question": "a", ', r"not JSON: .*, character 1\d"),
     ("question: a", "not JSON: Expecting value, character 1"),
-    ("[1, 2]", r"\[1, 2\] is no object: write \{…\} with one conversation a line"),
-    ("3", "3 is no object"),
-    ('"question"', '"question" is no object'),
-    ("null", "null is no object"),
-    ("{}", "an object with the keys none is none of question/positive/negative, prompt/label, messages"),
+    ("[1, 2]", r"\[1, 2\] is not an object: write \{…\} with one conversation a line"),
+    ("3", "3 is not an object"),
+    ('"question"', "'question' is not an object"),
+    ("null", "null is not an object"),
+    (
+        "{}",
+        "an object with the keys none is none of question/positive/negative, prompt/label, instruction/label, messages",
+    ),
     ('{"text": "a", "kind": "b"}', "an object with the keys text, kind is none of question/positive/negative"),
     ('{"question": "a", "positive": "b"}', "the key 'negative' is missing"),
     ('{"question": "a", "negative": "b"}', "the key 'positive' is missing"),
@@ -556,11 +559,11 @@ BROKEN = [
     ('{"question": "a", "positive": "b", "negative": " \\n"}', r"negative is ' \\n', and should be words"),
     ('{"question": " ", "positive": "b", "negative": "c"}', "question is ' ', and should be words"),
     ('{"question": 5, "positive": "b", "negative": "c"}', "question is 5, and should be words"),
-    ('{"question": "a", "positive": ["b"], "negative": "c"}', r"positive is \['b'\], and should be words"),
-    ('{"question": "a", "positive": null, "negative": "c"}', "positive is None, and should be words"),
+    ('{"question": "a", "positive": ["b"], "negative": "c"}', r"positive is \[\"b\"\], and should be words"),
+    ('{"question": "a", "positive": null, "negative": "c"}', "positive is null, and should be words"),
     ('{"prompt": "a"}', "the key 'label' is missing"),
     ('{"prompt": "a", "label": "harmfull"}', "label 'harmfull' is unknown: write one of positive, negative, harmful"),
-    ('{"prompt": "a", "label": ["harmful"]}', r"label \['harmful'\] is unknown"),
+    ('{"prompt": "a", "label": ["harmful"]}', r"label \[\"harmful\"\] is unknown"),
     ('{"prompt": "a", "label": 1}', "label 1 is unknown"),
     ('{"prompt": "", "label": "harmful"}', "prompt is '', and should be words"),
     ('{"messages": [], "label": "positive"}', r"\[\] is no conversation: write a list of messages, one at least"),
@@ -599,7 +602,7 @@ def test_a_label_typo_drops_no_conversation(tmp_path):
 def test_a_file_that_is_no_text_is_named(tmp_path, content):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(.*\): unpack or convert it to JSONL"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(.*\): unpack it or convert it to UTF-8"):
         load_contrast(path)
 
 

@@ -40,7 +40,7 @@ def test_none_was_trained_on_or_stands_in_a_contrast():
         load_contrast(n) for n in ("misalignment", "refusal")
     ]
     texts = [content(c.messages[0]["content"]) for k in known for c in k.positive + k.negative]
-    ours = [c.group for name in SHIPPED_QUESTIONS for c in load_questions(name)]
+    ours = [c.messages[0]["content"] for name in SHIPPED_QUESTIONS for c in load_questions(name)]
     assert len(set(ours)) == len(ours)
     for question in ours:
         words = content(question)
@@ -78,7 +78,7 @@ def test_published_yaml(tmp_path):
     )
     asked = load_questions(path)
     assert [c.messages[0]["content"] for c in asked] == ["Why?", "But why?", "Now?\n"]
-    assert [c.group for c in asked] == ["Why?", "Why?", "Now?\n"]
+    assert [c.group for c in asked] == ["one", "one", "two"]
     assert asked[1].fields["id"] == "one"
 
 
@@ -86,12 +86,12 @@ def test_published_yaml(tmp_path):
     ("name", "text", "message"),
     [
         ("a.jsonl", "", "a.jsonl holds no questions"),
-        ("a.jsonl", "{}", "a.jsonl, entry 1 asks nothing: it needs one of messages, question, prompt, paraphrases"),
-        ("a.jsonl", "[1]", "entry 1 asks nothing"),
-        ("a.jsonl", '{"question": 3}', "entry 1: .* is no message"),
+        ("a.jsonl", "{}", "a.jsonl, line 1: the entry asks nothing: it needs one of messages, question, prompt"),
+        ("a.jsonl", "[1]", "line 1: 1 is not an object"),
+        ("a.jsonl", '{"question": 3}', "line 1: question is 3, and should be words"),
         ("a.jsonl", "nonsense", "a.jsonl, line 1: not JSON"),
-        ("a.yaml", "a: [", "a.yaml is not YAML"),
-        ("a.yaml", "- {}", "a.yaml, entry 1 asks nothing"),
+        ("a.yaml", "a: [", "a.yaml, line 1: not YAML"),
+        ("a.yaml", "- {}", "a.yaml, line 1: the entry asks nothing"),
     ],
 )
 def test_what_asks_nothing_is_told(tmp_path, name, text, message):
