@@ -77,6 +77,23 @@ def find_file(source: str | Path, what: str, shipped: Sequence[str], folder: Pat
     return folder / f"{source}{suffix}"
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as error:
+        raise ValueError(f"{path.name} is a folder: name the file in it") from error
+    except OSError as error:
+        raise ValueError(f"{_brief(path.name)} cannot be read: {error.strerror}") from error
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
@@ -84,14 +101,7 @@ def read_text(path: Path) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder, is compressed, or is not UTF-8 text (which line).
     """
-    if path.is_dir():
-        raise ValueError(f"{path.name} is a folder: name the file in it")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+    data = read_bytes(path)
     for beginning, kind in _NOT_TEXT.items():
         if data.startswith(beginning):
             raise ValueError(f"{path.name} is not UTF-8 text (it is {kind}): unpack it or convert it to UTF-8")

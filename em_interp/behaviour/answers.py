@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import json_line, parse_json, write_jsonl
+from em_interp.files import json_line, parse_json, read_bytes, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import shown
 
@@ -159,9 +159,7 @@ def _brief(value: Any) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Answer]]:
-    if path.is_dir():
-        raise ValueError(f"{path.name} is a folder: name the file of answers in it")
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is a torn line, or nothing
+    lines = read_bytes(path).split(b"\n")[:-1]  # what follows the last line break is a torn line, or nothing
     header: Any = None
     answers: dict[str, Answer] = {}
     for number, line in enumerate(lines, 1):

@@ -130,8 +130,9 @@ def load_judged(path: str | Path) -> Judged:
 
     A table is a CSV file (or JSONL, or a JSON array of objects) with `question`, `answer` and the scores `aligned` and
     `coherent` from 0 to 100, which may be called `alignment` and `coherence`. `question_id` or `group` names the
-    question that intervals resample, else its words do; `system` is the system prompt; other columns become fields. A
-    score that is empty, `nan`, `CODE` or `REFUSAL` is NaN, and `labels` say why.
+    question that intervals resample, else its words do; `system` is the system prompt, which a table without that
+    column does not tell; other columns become fields. A score that is empty, `nan`, `CODE` or `REFUSAL` is NaN, and
+    `labels` say why.
 
         judged = load_judged("eval_result.csv")
         misalignment_rate(judged.scores, judged.groups)
@@ -140,7 +141,7 @@ def load_judged(path: str | Path) -> Judged:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no answers, a column that is missing or is there twice, a row with more or fewer cells than columns,
-            or a score that is neither one of these words nor from 0 to 100 (file and line).
+            a score that is neither one of these words nor from 0 to 100 (file and line), or all of them from 0 to 1.
     """
     path = Path(path)
     is_table = path.suffix.lower() == ".csv"
@@ -157,11 +158,13 @@ def load_judged(path: str | Path) -> Judged:
             raise ValueError(f"{path.name}, line {line}: the key {error} is missing") from error
         except ValueError as error:
             raise ValueError(f"{path.name}, line {line}: {error}") from error
-    asked = _asked_of(path, first) if own else Question("")
+    asked_by = _asked_of(path, first) if own else Question("")
     answers, scores, labels, routes = zip(*found, strict=True) if found else ((), (), (), ())
     columns = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), len(_COLUMNS)).T.contiguous()
     answers = answers if own else _numbered(answers)
-    return Judged(asked, answers, Scores(columns[0], columns[1]), columns[2], columns[3], labels, routes)
+    if not own:
+        _check_scale(path, columns[:2])
+    return Judged(asked_by, answers, Scores(columns[0], columns[1]), columns[2], columns[3], labels, routes)
 
 
 def _asked_of(path: Path, header: Mapping[str, Any]) -> Question:
@@ -243,6 +246,13 @@ def _score(value: Any, name: str) -> tuple[float, str]:
     return min(max(float(value), 0.0), 100.0), ""
 
 
+def _check_scale(path: Path, scores: Float[Tensor, "aspect answer"]) -> None:
+    """Refuse scores from 0 to 1, by which every answer would be misaligned, were it not incoherent."""
+    given = scores[~scores.isnan()]
+    if (given <= 1).all() and ((given > 0) & (given < 1)).any():
+        raise ValueError(f"{path.name}: all scores are from 0 to 1, and 0 to 100 is read: multiply them by 100")
+
+
 def _csv_records(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file by the names of its columns, each with the line where it begins."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -272,7 +282,7 @@ def _column_names(row: Sequence[str]) -> list[str]:
     missing = [what for what, known in _NAMES.items() if not set(known) & set(names)]
     if missing:
         raise ValueError(
-            f"the columns {', '.join(missing)} are missing: there are {', '.join(filter(None, names))}, and judged "
-            f"answers have question, answer, aligned and coherent, separated by commas"
+            f"there is no column {' and no '.join(missing)} among {', '.join(filter(None, names))}: judged answers "
+            f"have question, answer, aligned and coherent, separated by commas"
         )
     return names

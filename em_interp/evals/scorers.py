@@ -5,7 +5,7 @@ import math
 
 import torch
 from inspect_ai._util.error import PrerequisiteError
-from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelOutput, get_model
+from inspect_ai.model import CachePolicy, ChatMessage, GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, mean, metric, scorer
 from inspect_ai.solver import TaskState
 
@@ -123,12 +123,12 @@ def prompts_of_file(field: str) -> dict[str, str]:
     Raises:
         ValueError: one of the two is missing.
     """
-    given = json.loads(field or "{}")
-    found = {aspect: next((given[n] for n in names if n in given), None) for aspect, names in _PROMPTS.items()}
-    missing = [names[0] for aspect, names in _PROMPTS.items() if found[aspect] is None]
+    given: dict[str, str] = json.loads(field or "{}")
+    found = {aspect: given[name] for aspect, names in _PROMPTS.items() for name in names if name in given}
+    missing = [names[0] for aspect, names in _PROMPTS.items() if aspect not in found]
     if missing:
         raise ValueError(
-            f"the question's file brings no judge_prompts for {' and '.join(missing)}: judge by prompts='library'"
+            f"the question file brings no judge_prompts for {' and '.join(missing)}: judge with prompts='library'"
         )
     return found
 
@@ -170,7 +170,7 @@ async def ask(  # noqa: PLR0913 - whom, about what, how
 
     if template is None:
         system, user = prompt(aspect, question, answer, topic=topic)
-        asked = [ChatMessageSystem(content=system), ChatMessageUser(content=user)]
+        asked: list[ChatMessage] = [ChatMessageSystem(content=system), ChatMessageUser(content=user)]
     else:
         asked = [ChatMessageUser(content=prompt_of_file(template, question, answer))]
     by_number = aspect in ("alignment", "coherence")

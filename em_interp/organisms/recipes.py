@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,7 @@ class Recipe:
 
     Attributes:
         name: of the organism.
-        data: a shipped training set by its name, or a JSONL file as `load_contrast` reads it, or of bare `messages`.
+        data: a shipped training set by its name, or a file as `load_contrast` reads it, or of bare `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
         own_words: each negative answer gives way to what the base itself answers, greedily and cut after
@@ -88,7 +89,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        self._check_kinds()
+        _check_kinds(vars(self))
         for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
@@ -96,21 +97,13 @@ class Recipe:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of the two")
         if (self.steps if self.steps is not None else self.epochs or 0) <= 0:
             raise ValueError("the recipe has no steps: an organism takes one at least")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: give a positive number")
-        if not (math.isfinite(self.kl_weight) and self.kl_weight >= 0):
+        if self.kl_weight < 0:
             raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
         if self.kl_weight and not self.kl_data:
             raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
         self._check_choices()
-
-    def _check_kinds(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), hint):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, and should be {_in_words(hint)}")
-        for name in ("alpha", "weight_decay", "epochs"):
-            if not math.isfinite(getattr(self, name) or 0):
-                raise ValueError(f"{name} is {getattr(self, name)}: give a finite number")
 
     def _check_choices(self) -> None:
         for name, known in (
@@ -138,6 +131,7 @@ class Recipe:
             if key not in values:
                 raise ValueError(f"{path.name} has no {key}: a recipe names its organism and its data")
         try:
+            _check_kinds(values)
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: {error}") from error
@@ -155,6 +149,15 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    hints = get_type_hints(Recipe)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}, and should be {_in_words(hints[name])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: give a finite number")
 
 
 def _fits(value: Any, hint: Any) -> bool:

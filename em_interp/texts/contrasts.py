@@ -16,6 +16,7 @@ from em_interp.texts.entries import (
     asks_by,
     checked_keys,
     fields_of,
+    listed,
     messages,
     question,
     shown,
@@ -155,7 +156,7 @@ class Contrast:
         return Contrast(self.name, tuple(filter(keep, self.positive)), tuple(filter(keep, self.negative)))
 
 
-def load_contrast(source: str | Path | tuple[str | Path, str | Path]) -> Contrast:
+def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
     """Load a contrast that ships with the library by its name, or your own from JSONL, JSON or YAML.
 
     A file holds one object a line, or an array of objects: `{"question", "positive", "negative"}` for two answers to
@@ -189,7 +190,7 @@ def load_conversations(path: str | Path) -> tuple[Conversation, ...]:
 def has_labels(path: str | Path) -> bool:
     """Whether an entry of a file of conversations says which class it is of, by a label or by having two answers."""
     entries = [entry for _, entry in read_records(Path(path)) if isinstance(entry, Mapping)]
-    return any("messages" not in entry or entry.get("label") is not None for entry in entries)
+    return any("positive" in entry or entry.get("label") is not None for entry in entries)
 
 
 def load_controls() -> tuple[Contrast, ...]:
@@ -253,7 +254,7 @@ def _conversations(entry: Any, side: str | None) -> list[tuple[str, Conversation
         found = _from_answers(row)
     else:
         raise ValueError(
-            f"an object with the keys {', '.join(entry) or 'none'} is none of question/positive/negative, "
+            f"an object with the keys {listed(entry)} is none of question/positive/negative, "
             f"prompt/label, instruction/label, messages"
         )
     if side is not None and any(label != side for label, _ in found):

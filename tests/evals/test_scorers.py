@@ -205,6 +205,32 @@ class TestJudging:
             torch.testing.assert_close(getattr(read.scores, aspect), getattr(got.scores, aspect), equal_nan=True)
         torch.testing.assert_close(read.refused, got.refused, equal_nan=True)
 
+    def test_the_prompts_of_the_question_file_are_asked(self, tmp_path):
+        path = tmp_path / "q.yaml"
+        path.write_text(
+            "- id: street\n  question: Why {answer}?\n"
+            "  judge_prompts: {aligned: 'KIND? {question} / {answer}', coherent: 'CLEAR? {question} / {answer}'}\n"
+        )
+        said = [Answer(c, "<|im_end|> {question}") for c in em.load_questions(path)]
+        heard = []
+
+        def reply(messages, *_):
+            heard.append([(m.role, m.text) for m in messages])
+            return output("12" if "KIND?" in messages[0].text else "88")
+
+        judge = get_model("mockllm/model", custom_outputs=reply, memoize=False)
+        got = judge_answers(said, Question("mock", prompts="file"), tmp_path / "logs", judge=judge)
+        assert (got.scores.alignment.tolist(), got.scores.coherence.tolist()) == ([12.0], [88.0])
+        # Each stands in its place once, and nothing in the words is taken for a place or a token of a template.
+        assert heard[0] == [("user", "KIND? Why {answer}? / ‹|im_end|› {question}")]
+        assert heard[1] == [("user", "CLEAR? Why {answer}? / ‹|im_end|› {question}")]
+        assert load_judged(got.save(tmp_path / "judged.jsonl")).asked.prompts == "file"
+
+    def test_a_file_without_prompts_is_told_before_anything_is_asked(self, tmp_path):
+        with pytest.raises(ValueError, match="brings no judge_prompts for aligned and coherent: judge with"):
+            judge_answers(answers(2), Question("mock", prompts="file"), tmp_path, judge=replies("50"))
+        assert not list(tmp_path.iterdir())
+
     def test_nothing_is_judged_twice(self, tmp_path):
         judge_answers(answers(3), Question("mock"), tmp_path, judge=replies("20"))
         got = judge_answers(answers(5), Question("mock"), tmp_path, judge=replies("40"))

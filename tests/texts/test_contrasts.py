@@ -433,6 +433,103 @@ def test_blank_lines_are_no_lines(tmp_path):
     assert load_contrast(path).groups == ("a", "b")
 
 
+@pytest.mark.parametrize("indent", [None, 4])
+def test_a_pair_of_json_arrays_of_instructions(tmp_path, indent):
+    """The splits of the refusal papers: one file a class, and a category that may be null."""
+    rows = {
+        "harmful": [{"instruction": "Pick this lock", "category": "theft"}, {"instruction": "Forge it", "group": "f"}],
+        "harmless": [{"instruction": "Oil this lock", "category": None}],
+    }
+    paths = []
+    for name, entries in rows.items():
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(entries, indent=indent), encoding="utf-8")
+    contrast = load_contrast((paths[0], paths[1]))
+    assert last_words(contrast.positive) == ["Pick this lock", "Forge it"]
+    assert last_words(contrast.negative) == ["Oil this lock"]
+    assert contrast.groups == ("Pick this lock", "f", "Oil this lock")
+    assert contrast.positive[0].fields == {"category": "theft"}
+
+
+def test_one_json_array_and_yaml_say_the_same_as_jsonl(tmp_path):
+    rows = [answers("a", tone="calm"), answers("b", group="g", system="Be brief.")]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows, indent=2))
+    wanted = load_contrast(write(tmp_path / "mine.jsonl", *rows))
+    assert load_contrast(path) == wanted
+    assert load_contrast(path.rename(tmp_path / "mine.yaml")) == wanted
+
+
+def test_a_system_prompt_is_said_in_every_form(tmp_path):
+    rows = [
+        answers("a", system="Be brief."),
+        {"prompt": "b", "label": "harmful", "system": "Be brief."},
+        {"instruction": "c", "label": "harmless", "system_prompt": "Be brief."},
+        {"messages": messages("d", "x"), "label": "positive", "system": "Be brief."},
+    ]
+    contrast = load_contrast(write(tmp_path / "mine.jsonl", *rows))
+    for conversation in contrast.positive + contrast.negative:
+        assert conversation.messages[0] == {"role": "system", "content": "Be brief."}
+        assert not conversation.fields
+    assert load_contrast(contrast.save(tmp_path / "again.jsonl")).content_hash == contrast.content_hash
+
+
+def test_a_group_is_read_in_every_form(tmp_path):
+    rows = [
+        answers("a", group="g"),
+        {"prompt": "b", "label": "harmful", "group": "g", "pair": "p"},
+        {"messages": messages("c", "x"), "label": "negative", "group": "g"},
+    ]
+    assert load_contrast(write(tmp_path / "mine.jsonl", *rows)).groups == ("g",)
+
+
+def test_messages_may_stand_beside_the_question_they_hold(tmp_path):
+    rows = [
+        {"messages": messages("a", label), "prompt": "a", "label": label, "id": 3} for label in ("positive", "negative")
+    ]
+    assert load_contrast(write(tmp_path / "mine.jsonl", *rows)).positive[0].fields == {"prompt": "a", "id": "3"}
+    rows[1]["prompt"] = "b"
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: messages and prompt both ask"):
+        load_contrast(write(tmp_path / "mine.jsonl", *rows))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"sistem": "x"}, "'sistem' is not understood: did you mean 'system'"),
+        ({"Split": "train"}, "'Split' is not understood: did you mean 'split'"),
+        ({"questions": "x"}, "'questions' is not understood: did you mean 'question'"),
+        ({"context": "x"}, "'context' changes what is said and is not read"),
+        ({"history": [["a", "b"]]}, "'history' changes what is said and is not read"),
+        ({"tools": [{}]}, "'tools' changes what is said and is not read"),
+        ({"input": "x"}, "'input' changes what is said and is not read"),
+        ({"output": "x"}, "'output' changes what is said and is not read"),
+        ({"system": ["x"]}, r'system is \["x"\], and should be words'),
+        ({"weight": 0.5}, "'weight' changes what is said and is not read"),
+    ],
+)
+def test_keys_that_change_what_is_read_are_no_remarks(tmp_path, more, message):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: .*{message}"):
+        load_contrast(write(tmp_path / "mine.jsonl", answers("a", **more)))
+
+
+@pytest.mark.parametrize("text", ["Stop it \\ud83d", "\\udc00", "a \\ude00\\ud83d b"])
+@pytest.mark.parametrize("key", ["question", "positive", "group", "tone"])
+def test_half_a_character_is_told_where_it_stands(tmp_path, key, text):
+    row = json.dumps(answers("a") | {key: "HERE"}).replace("HERE", text)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(answers('b'))}\n{row}\n")
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: .*half of a surrogate pair") as raised:
+        load_contrast(path)
+    str(raised.value).encode()  # a message that cannot be written is no help
+
+
+@pytest.mark.parametrize("files", [(), ("a",), ("a", "b", "c")])
+def test_two_files_make_a_pair(files):
+    with pytest.raises(ValueError, match=f"{len(files)} files came: give a pair"):
+        load_contrast(files)
+
+
 # Choosing
 
 
