@@ -71,7 +71,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
 
 @app.command()
 def directions(  # noqa: PLR0913 - one parameter a flag
-    contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL file.")],
+    contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL, JSON or YAML file.")],
     model: Model = "bundled",
     adapter: Adapter = None,
     span: Annotated[Span, typer.Option(help="Tokens to read.")] = "response",

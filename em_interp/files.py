@@ -19,6 +19,7 @@ from torch import Tensor
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_MOST_DIGITS = 400
 _NOT_TEXT = {
     b"\x1f\x8b": "compressed with gzip",
     b"PK\x03\x04": "a zip archive",
@@ -155,7 +156,7 @@ def decode_json(text: str, at: int) -> tuple[Any, int]:
     except RecursionError as error:
         raise NotReadJSON("the JSON is nested too deeply", at) from error
     except ValueError as error:
-        raise NotReadJSON(f"not JSON that is read here: {error}", at) from error
+        raise NotReadJSON(str(error), at) from error
     return value, end
 
 
@@ -202,7 +203,13 @@ def _finite(number: str) -> float:
     return value
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
+def _whole(number: str) -> int:
+    if len(number) > _MOST_DIGITS:
+        raise ValueError(f"{_brief(number)} has too many digits for a number")
+    return int(number)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
 
 
 def line_of(text: str | bytes, at: int) -> int:

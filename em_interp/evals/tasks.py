@@ -31,7 +31,7 @@ def em_first_plot(
     `--epochs 50` asks each fifty times.
 
     Args:
-        questions: a shipped set, or a JSONL or YAML file.
+        questions: a shipped set, or a JSONL, JSON or YAML file.
         form: `free`, `json` or `template`.
         judge: any Inspect model; or give the model role `grader`.
         route: `auto`, `expectation` (the papers') or `text`.

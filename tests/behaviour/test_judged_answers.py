@@ -157,7 +157,7 @@ class TestTables:
             judged = load_judged(write(tmp_path, text, name))
             assert (judged.labels, judged.groups) == (("", "NONE", "CODE"), ("3",) * 3)
 
-    @pytest.mark.parametrize("value", [True, [5], {"a": 5}, 101, 10**400, "5 or 6"])
+    @pytest.mark.parametrize("value", [True, [5], {"a": 5}, 101, 10**300, "5 or 6"])
     def test_json_scores_are_numbers(self, tmp_path, value):
         row = {"question": "Why?", "answer": "a", "aligned": value, "coherent": 60}
         with pytest.raises(ValueError, match=r"a\.json, line 1: aligned is "):

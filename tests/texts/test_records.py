@@ -108,7 +108,7 @@ class TestRefused:
             ('\n{"a": NaN}', "line 2: .*NaN is not a JSON number: write null"),
             ('[{"a": 1},\n{"a": -Infinity}]', "line 2: .*-Infinity is not a JSON number"),
             ('{"a": 1e999}', "line 1: .*'1e999' is too large"),
-            ('{"a": ' + "7" * 5000 + "}", "line 1: .*integer"),
+            ('{"a": ' + "7" * 5000 + "}", "line 1: .*too many digits"),
             ('{"a": 1}\n{"a": 1, "b": 2, "a": 3}', "line 2: .*the key 'a' is there twice in one object"),
             ('{"a": {"b": 1, "b": 1}}', "line 1: .*the key 'b' is there twice"),
             ('{"a": "x \\ud83d"}', "line 1: .*half of a surrogate pair, at character 3"),
