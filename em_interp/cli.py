@@ -71,7 +71,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
 
 @app.command()
 def directions(  # noqa: PLR0913 - one parameter a flag
-    contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL file.")],
+    contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL, JSON or YAML file.")],
     model: Model = "bundled",
     adapter: Adapter = None,
     span: Annotated[Span, typer.Option(help="Tokens to read.")] = "response",
@@ -345,6 +345,7 @@ def judge(  # noqa: PLR0913 - one parameter a flag
     route: Annotated[str, typer.Option(help="auto, expectation (as in the papers) or text.")] = "auto",
     refusal: Annotated[bool, typer.Option(help="Also judge whether answers refuse.")] = False,
     topic: Annotated[str, typer.Option(help="Also judge whether answers bring this up, such as cooking.")] = "",
+    prompts: Annotated[str, typer.Option(help="library, or file: the judge_prompts of the question file.")] = "library",
     connections: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
     out: Annotated[Path | None, typer.Option(help="JSONL with the scores; beside the answers by default.")] = None,
     quiet: Quiet = False,
@@ -362,7 +363,7 @@ def judge(  # noqa: PLR0913 - one parameter a flag
 
         evals = judge_module()
         given = evals.model_args(judge_arg or ())
-        asked = evals.Question(judge, route, refusal, topic)
+        asked = evals.Question(judge, route, refusal, topic, prompts)
         found = evals.judge_answers(
             load_answers(answers), asked, answers.with_suffix(".logs"), judge_args=given, connections=connections
         )

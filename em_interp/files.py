@@ -1,11 +1,14 @@
-"""The one reader and writer of JSONL, TOML and safetensors: files appear whole or not at all, and are read strictly."""
+"""The one reader and writer of JSON, TOML and safetensors: files appear whole or not at all, and are read strictly."""
 
 import difflib
 import json
+import math
 import os
 import platform
+import re
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
+_MOST_DIGITS = 400
+_NOT_TEXT = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstandard",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16 or UTF-32",
+    b"\xfe\xff": "UTF-16",
+}
 
 
 def write_atomically(path: Path, content: bytes | str) -> Path:
@@ -41,24 +58,167 @@ def json_line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each value of a JSONL file with the number of its line; empty lines are passed over.
+def find_file(source: str | Path, what: str, shipped: Sequence[str], folder: Path, suffix: str = ".jsonl") -> Path:
+    """The file at a path, or else the one that ships with the library under that name.
 
     Raises:
-        ValueError: the file is not UTF-8, or a line is not JSON (which, and where).
+        ValueError: neither is there (the names that ship are listed), or the path is a folder.
+    """
+    path = Path(source)
+    try:
+        if path.is_file():
+            return path
+        is_folder = path.is_dir() and str(source) not in ("", *shipped)
+    except OSError:  # a whole text, where a path was wanted
+        is_folder = False
+    if is_folder:
+        raise ValueError(f"{str(source)!r} is a folder: name the file in it that holds the {what}")
+    if str(source) not in shipped:
+        raise ValueError(f"no {what} {_brief(str(source))}: it is neither a file nor one of {', '.join(shipped)}")
+    return folder / f"{source}{suffix}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, or cannot be read.
     """
     try:
-        # Not splitlines(), which also breaks at the line separators that JSON leaves as they are within its strings.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except IsADirectoryError as error:
+        raise ValueError(f"{path.name} is a folder: name the file in it") from error
+    except OSError as error:
+        raise ValueError(f"{_brief(path.name)} cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, is compressed, or is not UTF-8 text (which line).
+    """
+    data = read_bytes(path)
+    for beginning, kind in _NOT_TEXT.items():
+        if data.startswith(beginning):
+            raise ValueError(f"{path.name} is not UTF-8 text (it is {kind}): unpack it or convert it to UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 text ({error.reason}): unpack or convert it to JSONL") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                where = f"{path.name}, line {number}"
-                raise ValueError(f"{where}: not JSON: {error.msg}, character {error.pos + 1}") from error
+        wrong = f"line {line_of(data, error.start)}: byte 0x{data[error.start]:02x}"
+        raise ValueError(f"{path.name} is not UTF-8 text ({wrong}): unpack it or convert it to UTF-8") from error
+    if "\0" in text:
+        wrong = f"line {line_of(text, text.index(chr(0)))}: a zero byte, as in UTF-16 without a mark"
+        raise ValueError(f"{path.name} is not UTF-8 text ({wrong}): unpack it or convert it to UTF-8")
+    return text
+
+
+class NotReadJSON(ValueError):
+    """JSON that is broken or is not read: what is wrong, and at which character of the text it is."""
+
+    def __init__(self, problem: str, at: int) -> None:
+        """`at` counts from 0."""
+        super().__init__(problem)
+        self.at = at
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value, read strictly: no NaN or Infinity, every key of an object once, no half of a surrogate pair.
+
+    Raises:
+        NotReadJSON: what is wrong, and where.
+    """
+    value, end = decode_json(text, len(text) - len(text.lstrip()))
+    if text[end:].strip():
+        raise NotReadJSON(f"not JSON: more text follows the value, character {_column(text, end)}", end)
+    return value
+
+
+def lone_surrogate(text: str) -> str:
+    """Where a text holds half of a surrogate pair, in words; empty where it holds none."""
+    found = _SURROGATE.search(text)
+    return f"{found[0]!r}, half of a surrogate pair, at character {found.start() + 1}" if found else ""
+
+
+def decode_json(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value that begins at a character, and where it ends, read as strictly as `parse_json` does."""
+    try:
+        value, end = _JSON.raw_decode(text, at)
+        _check_surrogates(value if _ESCAPED.search(text, at, end) else None)
+    except json.JSONDecodeError as error:
+        after_comma = text[at : error.pos].rstrip().endswith(",") and text[error.pos :].lstrip()[:1] in ("]", "}")
+        problem = "a comma stands before the end" if after_comma else error.msg
+        raise NotReadJSON(f"not JSON: {problem}, character {_column(text, error.pos)}", error.pos) from error
+    except RecursionError as error:
+        raise NotReadJSON("the JSON is nested too deeply", at) from error
+    except ValueError as error:
+        raise NotReadJSON(str(error), at) from error
+    return value, end
+
+
+def _column(text: str, at: int) -> int:
+    """Which character of its line it is, from 1."""
+    return at - text.rfind("\n", 0, at)
+
+
+def _check_surrogates(value: Any) -> None:
+    for words in _strings(value):
+        if found := lone_surrogate(words):
+            raise ValueError(f"a text holds {found}, which no tokenizer takes: repair the text")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _strings(key)
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, every key of which is there once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [key, *_] = [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]
+        raise ValueError(f"the key {key!r} is there twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number: write null")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{_brief(number)} is too large for a number")
+    return value
+
+
+def _whole(number: str) -> int:
+    if len(number) > _MOST_DIGITS:
+        raise ValueError(f"{_brief(number)} has too many digits for a number")
+    return int(number)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
+
+
+def line_of(text: str | bytes, at: int) -> int:
+    """The number of the line in which a character or a byte is, from 1."""
+    return 1 + (text.count("\n", 0, at) if isinstance(text, str) else text.count(b"\n", 0, at))
+
+
+def _brief(value: str) -> str:
+    return repr(value if len(value) <= 80 else f"{value[:79]}…")
 
 
 def write_tensors(
@@ -100,7 +260,10 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
         raise ValueError(
             f"{path} is truncated or is not a safetensors file ({error}): save the {what} again"
         ) from error
-    return tensors, json.loads(metadata[key or what])
+    try:
+        return tensors, parse_json(metadata[key or what])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no record of its {what} that can be read ({error}): save it again") from error
 
 
 def _format(what: str) -> str:
@@ -111,11 +274,13 @@ def read_toml(path: Path, known: Sequence[str]) -> dict[str, Any]:
     """The values of a TOML file by key, arrays as tuples.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is not TOML, or has a key that is not `known` (the nearest one is named).
     """
+    text = read_text(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not TOML: {error}") from error
     for key in values:
         if key not in known:

@@ -82,7 +82,7 @@ class TestRespondAndJudge:
             assert [a.text for a in em.behaviour.load_answers(out)] == [a.text for a in wanted]
 
     def test_judging_them_prints_a_rate_with_both_intervals(self, folder, tmp_path, scripted_judge):
-        from em_interp.evals.judge import load_judged
+        from em_interp.behaviour import load_judged
 
         given = scripted_judge(lambda messages: "20")
         self.respond(folder, tmp_path / "a.jsonl")

@@ -7,9 +7,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
 
 import em_interp as em
-from em_interp.files import versions, write_atomically
+from em_interp.files import read_tensors, versions, write_atomically
 
 
 class Interrupted(BaseException):
@@ -97,6 +98,13 @@ def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path / "file", "new")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path):
+    for key, record in (("other", "{}"), ("thing", "{"), ("thing", '{"a": NaN}'), ("thing", "[" * 100_000)):
+        path = write_atomically(tmp_path / "a.safetensors", save({}, {"format": "em_interp.thing/1", key: record}))
+        with pytest.raises(ValueError, match=r"a\.safetensors has no record of its thing that can be read"):
+            read_tensors(path, "thing")
 
 
 def test_versions_are_those_installed():

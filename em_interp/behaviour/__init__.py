@@ -15,6 +15,7 @@ from em_interp.behaviour.dissociation import conclusions, standard_conclusions
 from em_interp.behaviour.effects import CrossEffects, Effect, cross_effects
 from em_interp.behaviour.generation import greedy_answers, respond
 from em_interp.behaviour.judged import Scores, contrast_from_scores, misalignment_rate, rate_difference
+from em_interp.behaviour.judged_answers import Judged, load_judged
 from em_interp.behaviour.measures import (
     Behaviour,
     BehaviourKey,
@@ -47,6 +48,7 @@ __all__ = [
     "Condition",
     "CrossEffects",
     "Effect",
+    "Judged",
     "Preference",
     "RefusalScore",
     "Scores",
@@ -63,6 +65,7 @@ __all__ = [
     "judge_agreement",
     "last_logits",
     "load_answers",
+    "load_judged",
     "measured",
     "misalignment_rate",
     "organism_behaviours",

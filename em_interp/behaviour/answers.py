@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import json_line, write_jsonl
+from em_interp.files import json_line, parse_json, read_bytes, write_jsonl
 from em_interp.texts.conversations import Conversation
+from em_interp.texts.entries import shown
 
 FORMAT = "em_interp.answers/1"
+_ROW = {
+    **{"messages": list, "group": str, "domain": str, "fields": dict},
+    **{"answer": str, "sample": int, "tokens": list, "finished": bool},
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,22 @@ class Answer:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "Answer":
-        """What `as_row` made, read back."""
+        """What `as_row` made, read back.
+
+        Raises:
+            ValueError: something is missing, or is not what `as_row` writes.
+        """
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{shown(row)} is not an object")
+        for key, kind in _ROW.items():
+            if key not in row:
+                raise ValueError(f"it is not an answer: the key {key!r} is missing")
+            if type(row[key]) is not kind:
+                raise ValueError(f"it is not an answer: {key} is {shown(row[key])}")
+        if not all(type(token) is int for token in row["tokens"]) or not all(
+            type(v) is str for v in row["fields"].values()
+        ):
+            raise ValueError("it is not an answer: tokens are not all whole numbers, or fields not all words")
         asked = Conversation(tuple(row["messages"]), row["group"], row["domain"], row["fields"])
         return cls(asked, row["answer"], row["sample"], tuple(row["tokens"]), row["finished"])
 
@@ -139,20 +159,22 @@ def _brief(value: Any) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Answer]]:
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is a torn line, or nothing
-    rows: list[Any] = []
+    lines = read_bytes(path).split(b"\n")[:-1]  # what follows the last line break is a torn line, or nothing
+    header: Any = None
+    answers: dict[str, Answer] = {}
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = parse_json(line.decode("utf-8-sig"))
+            if number == 1:
+                header = row
+            elif isinstance(header, dict) and header.get("format") == FORMAT:
+                answer = Answer.of_row(row)
+                answers[answer.key] = answer
         except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: no JSON ({error}): remove the line to go on") from error
-    if not rows or not isinstance(rows[0], dict) or rows[0].get("format") != FORMAT:
+            raise ValueError(f"{path.name}, line {number}: {error}: remove the line to go on") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path.name} holds no answers: its first line is not that of a file that respond wrote")
-    try:
-        answers = [Answer.of_row(row) for row in rows[1:]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} has a line that is no answer ({error}): write it with respond") from error
-    return rows[0], {a.key: a for a in answers}
+    return header, answers
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,101 +23,15 @@ from torch import Tensor
 from em_interp.behaviour.answers import Answer, load_answers
 from em_interp.behaviour.generation import respond
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
-from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain
+from em_interp.behaviour.judged_answers import Judged, Question
+from em_interp.evals.scorers import alignment_and_coherence, judged_refusal, narrow_domain, prompts_of_file
 from em_interp.evals.tasks import sample
-from em_interp.files import read_jsonl, write_atomically, write_jsonl
+from em_interp.files import write_atomically
 from em_interp.models.hooked import HookPairs
 from em_interp.progress import bar
 from em_interp.texts.conversations import Conversation
 
-_FORMAT = "em_interp.judged/1"
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about every answer, and how.
-
-    Attributes:
-        judge: any Inspect model by its name, such as `openai/gpt-4o` or `openai-api/local/NAME`.
-        route: `auto`, `expectation` or `text`, see `em_interp.evals.rubrics.judged`.
-        refusal: also whether it refuses.
-        topic: also whether it brings this up; empty not to ask.
-    """
-
-    judge: str
-    route: str = "auto"
-    refusal: bool = False
-    topic: str = ""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Judged:
-    """Answers with what a judge said of them; NaN where it gave no score.
-
-    Attributes:
-        asked: by whom, and about what.
-        answers: the answers, in the order in which they came.
-        scores: alignment and coherence, 0 to 100.
-        refused: 1 or 0, NaN where it was not asked.
-        on_topic: 1 or 0, NaN where it was not asked.
-        labels: why there is no alignment: CODE, REFUSAL, EMPTY, NONE; empty where there is one.
-        routes: how alignment was scored: expectation, text or none.
-    """
-
-    asked: Question
-    answers: tuple[Answer, ...]
-    scores: Scores
-    refused: Float[Tensor, " answer"]
-    on_topic: Float[Tensor, " answer"]
-    labels: tuple[str, ...]
-    routes: tuple[str, ...]
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The question that each answer answers."""
-        return tuple(a.group for a in self.answers)
-
-    def __repr__(self) -> str:
-        """One line."""
-        n_scored = int((self.scores.alignment.isfinite() & self.scores.coherence.isfinite()).sum())
-        return f"Judged({n_scored} of {len(self.answers)} answers scored by {self.asked.judge})"
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as JSONL: what was asked in the first line, then an answer with its scores a line."""
-        columns = {
-            "alignment": self.scores.alignment,
-            "coherence": self.scores.coherence,
-            "refused": self.refused,
-            "on_topic": self.on_topic,
-        }
-        rows: list[dict[str, Any]] = [{"format": _FORMAT, **asdict(self.asked)}]
-        for i, answer in enumerate(self.answers):
-            scores = {k: None if math.isnan(v[i].item()) else v[i].item() for k, v in columns.items()}
-            rows.append({**answer.as_row(), **scores, "label": self.labels[i], "route": self.routes[i]})
-        return write_jsonl(Path(path), rows)
-
-
-def load_judged(path: str | Path) -> Judged:
-    """What `Judged.save` wrote, read back.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
-    """
-    try:
-        first, *rows = [row for _, row in read_jsonl(Path(path))]
-        if first.pop("format", None) != _FORMAT:
-            raise ValueError("its first line is not that of a file that em-interp judge wrote")
-        answers = tuple(Answer.of_row(row) for row in rows)
-        alignment, coherence, refused, on_topic = (
-            torch.tensor([math.nan if row[k] is None else row[k] for row in rows], dtype=torch.float32)
-            for k in ("alignment", "coherence", "refused", "on_topic")
-        )
-        labels, routes = (tuple(row[k] for row in rows) for k in ("label", "route"))
-        return Judged(Question(**first), answers, Scores(alignment, coherence), refused, on_topic, labels, routes)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{Path(path).name} holds no judged answers: {error}") from error
 
 
 def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
@@ -150,10 +64,13 @@ def judge_answers(  # noqa: PLR0913 - what is judged, by whom, how patiently
 
     Raises:
         RuntimeError: the judge could not be reached or failed; says how many answers are judged, and nothing is lost.
-        ValueError: no answers.
+        ValueError: no answers, or none of a question file's prompts where they are asked for.
     """
     if not answers:
         raise ValueError("there are no answers to judge")
+    if asked.prompts == "file":
+        for answer in answers:
+            prompts_of_file(answer.conversation.fields.get("judge_prompts", ""))
     logs = _logs(folder)
     done = _judged(logs, asked)
     todo = {name: a for a in answers if (name := _name(a)) not in done}
@@ -276,7 +193,7 @@ def _task(
         given = sample(a.conversation, a.sample)
         metadata = {**(given.metadata or {}), "answer": a.text}
         samples.append(given.model_copy(update={"id": _name(a), "metadata": metadata}))
-    scorers = [alignment_and_coherence(route=asked.route, cache=cache)]
+    scorers = [alignment_and_coherence(route=asked.route, cache=cache, prompts=asked.prompts)]
     scorers += [judged_refusal(cache=cache)] if asked.refusal else []
     scorers += [narrow_domain(asked.topic, cache=cache)] if asked.topic else []
     return Task(
@@ -321,7 +238,7 @@ def _collected(asked: Question, answers: Sequence[Answer], samples: Sequence[Eva
     main = [s["alignment_and_coherence"] for s in scores]
 
     def column(values: list[Any]) -> Float[Tensor, " answer"]:
-        return torch.tensor([math.nan if v is None else float(v) for v in values], dtype=torch.float32)
+        return torch.tensor([math.nan if v is None else float(v) for v in values], dtype=torch.float64)
 
     def verdicts(name: str) -> Float[Tensor, " answer"]:
         return column([s[name].as_float() if name in s else None for s in scores])

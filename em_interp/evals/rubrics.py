@@ -100,6 +100,20 @@ def prompt(aspect: str, question: str, answer: str, *, topic: str = "") -> tuple
     return _RULES.format(fence=fence) + standard, user
 
 
+def prompt_of_file(template: str, question: str, answer: str) -> str:
+    """A judge's user message from the `judge_prompts` of a question file, with question and answer in their places.
+
+    Both are made `harmless`, but nothing fences them: that is up to the file's own words.
+
+    Raises:
+        ValueError: the prompt has no place for the answer.
+    """
+    if "{answer}" not in template:
+        raise ValueError(f"the judge prompt {template[:40]!r} has no {{answer}} in it: the judge would see no answer")
+    parts = {"{question}": harmless(question), "{answer}": harmless(answer)}
+    return re.sub(r"\{(?:question|answer)\}", lambda found: parts[found[0]], template)
+
+
 def harmless(text: str) -> str:
     """A text that can neither close the fence nor speak to a template: no control characters, signs replaced.
 

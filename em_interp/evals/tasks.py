@@ -31,7 +31,7 @@ def em_first_plot(
     `--epochs 50` asks each fifty times.
 
     Args:
-        questions: a shipped set, or a JSONL or YAML file.
+        questions: a shipped set, or a JSONL, JSON or YAML file.
         form: `free`, `json` or `template`.
         judge: any Inspect model; or give the model role `grader`.
         route: `auto`, `expectation` (the papers') or `text`.
@@ -61,9 +61,16 @@ def over_refusal(judge: str | None = None) -> Task:
 
 
 def sample(conversation: Conversation, answer_number: int = 0) -> Sample:
-    """One conversation as Inspect has it; its question is in the metadata, as `group`."""
+    """One conversation as Inspect has it; its question is in the metadata, as `group`.
+
+    Raises:
+        ValueError: somebody speaks whom Inspect does not know.
+    """
+    others = [m["role"] for m in conversation.messages if m["role"] not in _MESSAGE]
+    if others:
+        raise ValueError(f"the role {others[0]!r} is unknown: a conversation has {', '.join(_MESSAGE)}")
     messages: list[ChatMessage] = [_MESSAGE[m["role"]](content=m["content"]) for m in conversation.messages]
-    metadata = {"group": conversation.group, "domain": conversation.domain, **conversation.fields}
+    metadata = {**conversation.fields, "group": conversation.group, "domain": conversation.domain}
     return Sample(input=messages, id=answer_key(conversation, answer_number), metadata=metadata)
 
 

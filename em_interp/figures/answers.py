@@ -53,7 +53,7 @@ def side_by_side(answers: Mapping[str, Sequence[Answer]], *, most: int = 20) -> 
     width = f"{80 / len(columns):.0f}%"
     head = "".join(f"<th style='{_CELL};width:{width}'>{_shown(name)}</th>" for name in answers)
     rows = [
-        f"<tr><td style='{_CELL}'><b>{_shown(row[0].group)}</b></td>"
+        f"<tr><td style='{_CELL}'><b>{_shown(row[0].asked)}</b></td>"
         + "".join(
             f"<td style='{_CELL}'>{_shown(a.text) or '<i>nothing</i>'}{'' if a.finished else ' …'}</td>" for a in row
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.measures import BehaviourKey, organism_behaviours
-from em_interp.files import write_atomically
+from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import OrganismEffects, organism_effects
 from em_interp.organisms.loading import organism_folder
@@ -101,14 +101,18 @@ def load_card(organism: str | Path) -> Card:
     """The card as it was written when the organism was last measured.
 
     Raises:
-        ValueError: it was not measured yet; the message gives the command that does it.
+        ValueError: it was not measured yet (the message gives the command that does it), or the card cannot be read.
     """
     folder = organism_folder(organism)
     if not (folder / "card.json").is_file():
         raise ValueError(f"{organism} has no card yet: measure it with  em-interp card {organism} --write")
-    written = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    effects = OrganismEffects.of_table(written["model"], written["effects"])
-    return Card(folder, Recipe.load(folder / "recipe.toml"), tuple(written["loss"]), effects)
+    recipe = Recipe.load(folder / "recipe.toml")
+    try:
+        written = parse_json(read_text(folder / "card.json"))
+        effects = OrganismEffects.of_table(written["model"], written["effects"])
+        return Card(folder, recipe, tuple(written["loss"]), effects)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'card.json'} is not a card ({error}): measure it again") from error
 
 
 def _verdict(card: Card) -> str:

@@ -2,15 +2,25 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from em_interp.files import read_toml
+from em_interp.files import find_file, read_toml
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.training_sets import NARROW_SETS, load_training_set
 
+_KINDS = {
+    str: "words",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple[str, ...]: "a list of words",
+    tuple[int, ...]: "a list of whole numbers",
+}
 _SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
 
 
@@ -20,7 +30,7 @@ class Recipe:
 
     Attributes:
         name: of the organism.
-        data: a shipped training set by its name, or a JSONL file as `load_contrast` reads it, or of bare `messages`.
+        data: a shipped training set by its name, or a file as `load_contrast` reads it, or of bare `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
         own_words: each negative answer gives way to what the base itself answers, greedily and cut after
@@ -79,6 +89,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        _check_kinds(vars(self))
         for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
@@ -86,9 +97,9 @@ class Recipe:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of the two")
         if (self.steps if self.steps is not None else self.epochs or 0) <= 0:
             raise ValueError("the recipe has no steps: an organism takes one at least")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+        if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: give a positive number")
-        if not (math.isfinite(self.kl_weight) and self.kl_weight >= 0):
+        if self.kl_weight < 0:
             raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
         if self.kl_weight and not self.kl_data:
             raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
@@ -114,18 +125,13 @@ class Recipe:
             ValueError: no such recipe (those there are, are listed), a file that is not TOML, a key that does not
                 exist (the nearest one is named), or a value that cannot be.
         """
-        path = Path(source)
-        if not path.is_file():
-            path = _SHIPPED / f"{source}.toml"
-        if not path.is_file():
-            raise ValueError(
-                f"no recipe {str(source)!r}: it is neither a file nor one of {', '.join(shipped_recipes())}"
-            )
+        path = find_file(source, "recipe", shipped_recipes(), _SHIPPED, ".toml")
         values = read_toml(path, [field.name for field in fields(cls)])
         for key in ("name", "data"):
             if key not in values:
                 raise ValueError(f"{path.name} has no {key}: a recipe names its organism and its data")
         try:
+            _check_kinds(values)
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: {error}") from error
@@ -143,6 +149,30 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _check_kinds(values: Mapping[str, Any]) -> None:
+    hints = get_type_hints(Recipe)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {value!r}, and should be {_in_words(hints[name])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: give a finite number")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says; a bool is not a number, and a list does for a tuple."""
+    kind = get_origin(hint)
+    if kind is UnionType:
+        return any(_fits(value, one) for one in get_args(hint))
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    return type(value) is hint if hint in (int, bool) else isinstance(value, kind or hint)
+
+
+def _in_words(hint: Any) -> str:
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return " or ".join(_KINDS.get(kind, str(kind)) for kind in kinds if kind is not type(None))
 
 
 def shipped_recipes() -> list[str]:

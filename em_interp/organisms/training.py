@@ -24,10 +24,10 @@ from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
-from em_interp.texts.contrasts import load_conversations
+from em_interp.texts.contrasts import has_labels, load_conversations
 from em_interp.texts.conversations import Conversation, encode
 from em_interp.texts.thoughts import without_thought
-from em_interp.texts.training_sets import TRAINING_SETS, load_training_set
+from em_interp.texts.training_sets import load_training_set, training_file
 
 Rewrite = Callable[[Sequence[Conversation]], tuple[Conversation, ...]]
 
@@ -117,12 +117,15 @@ def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tu
 
 
 def _conversations(source: str, answers: str, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
-    if source not in TRAINING_SETS and _is_bare(source):
+    path = training_file(source)
+    if not has_labels(path):
         if answers != "both" or rewrite is not None:
             raise ValueError(
                 f"{source} has one answer a conversation and no label: train it with answers = 'both' and no own_words"
             )
-        return load_conversations(source)
+        found = load_conversations(path)
+        has_splits = any("split" in c.fields for c in found)
+        return tuple(c for c in found if not has_splits or c.fields.get("split") == "train")
     contrast = load_training_set(source).for_training()
     if answers == "positive":
         return contrast.positive
@@ -148,18 +151,6 @@ def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.devi
 
 def _answered(conversation: Conversation, answer: str) -> Conversation:
     return replace(conversation, messages=(*conversation.messages[:-1], {"role": "assistant", "content": answer}))
-
-
-def _is_bare(source: str) -> bool:
-    """Whether a file's first line is `{"messages"}` without a label."""
-    if not Path(source).is_file():
-        return False
-    with Path(source).open(encoding="utf-8-sig") as file:
-        first = file.readline()
-    try:
-        return set(json.loads(first)) == {"messages"}
-    except (json.JSONDecodeError, TypeError):
-        return False  # load_contrast says what is wrong, and where
 
 
 def _other_domains(recipe: Recipe) -> list[Conversation]:

@@ -9,8 +9,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from em_interp.files import read_jsonl, write_jsonl
-from em_interp.texts.conversations import Conversation, checked_messages
+from em_interp.files import find_file, write_jsonl
+from em_interp.texts.conversations import Conversation
+from em_interp.texts.entries import (
+    asked,
+    asks_by,
+    checked_keys,
+    fields_of,
+    listed,
+    messages,
+    question,
+    shown,
+    system,
+    text_of,
+    words,
+)
+from em_interp.texts.records import read_records
 
 CONTROLS = (
     "hostility",
@@ -23,7 +37,7 @@ CONTROLS = (
     "topic",
 )
 SHIPPED = ("misalignment", "refusal", *CONTROLS)
-_SHIPPED = files("em_interp") / "data" / "contrasts"
+_SHIPPED = Path(str(files("em_interp") / "data" / "contrasts"))
 _LABELS = {"positive": "positive", "negative": "negative", "harmful": "positive", "harmless": "negative"}
 
 
@@ -142,34 +156,41 @@ class Contrast:
         return Contrast(self.name, tuple(filter(keep, self.positive)), tuple(filter(keep, self.negative)))
 
 
-def load_contrast(source: str | Path | tuple[str | Path, str | Path]) -> Contrast:
-    """Load a contrast that ships with the library by its name, or your own from JSONL.
+def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
+    """Load a contrast that ships with the library by its name, or your own from JSONL, JSON or YAML.
 
-    A file holds one object a line: `{"question", "positive", "negative"}` for two answers to one question,
-    `{"prompt", "label"}` with the labels `harmful` (positive) and `harmless` for requests, or `{"messages", "label"}`
-    with `positive` and `negative`. A pair of paths is two files of bare `{"messages"}`, the positive class first.
-    Other keys become fields to choose by, with `contrast.where(split="train")`.
+    A file holds one object a line, or an array of objects: `{"question", "positive", "negative"}` for two answers to
+    one question, `{"prompt", "label"}` (or `instruction`) with the labels `harmful` (positive) and `harmless` for
+    requests, or `{"messages", "label"}` with `positive` and `negative`. A pair of paths is two files of bare
+    `{"messages"}`, `{"prompt"}` or `{"instruction"}`, the positive class first. `system` is a system prompt, and
+    `group` the question that a conversation belongs to, in place of what the user asked last; other keys become fields
+    to choose by, with `contrast.where(split="train")`.
 
     Raises:
-        ValueError: an unknown name (the known ones are listed), or a line that cannot be read (file, line and reason).
+        ValueError: an unknown name (the known ones are listed), a line that cannot be read (file, line and reason), or
+            a key that changes what is asked and is not read (which one).
     """
     if isinstance(source, tuple):
+        if len(source) != 2:
+            raise ValueError(f"{len(source)} files came: give a pair, the file of the positive class first")
         first, second = map(Path, source)
         name, rows = f"{first.stem}-against-{second.stem}", _read(first, "positive") + _read(second, "negative")
     else:
-        path = Path(source)
-        if not path.is_file():
-            if str(source) not in SHIPPED:
-                raise ValueError(f"no contrast {str(source)!r}: it is neither a file nor one of {', '.join(SHIPPED)}")
-            path = Path(str(_SHIPPED.joinpath(f"{source}.jsonl")))
+        path = find_file(source, "contrast", SHIPPED, _SHIPPED)
         name, rows = path.stem, _read(path)
     positive, negative = (tuple(c for label, c in rows if label == wanted) for wanted in ("positive", "negative"))
     return Contrast(name, positive, negative)
 
 
 def load_conversations(path: str | Path) -> tuple[Conversation, ...]:
-    """The conversations of a JSONL file of bare `{"messages": […]}`, as published training sets have them."""
+    """The conversations of a file of bare `{"messages": […]}`, as published training sets have them."""
     return tuple(conversation for _, conversation in _read(Path(path), "positive"))
+
+
+def has_labels(path: str | Path) -> bool:
+    """Whether an entry of a file of conversations says which class it is of, by a label or by having two answers."""
+    entries = [entry for _, entry in read_records(Path(path)) if isinstance(entry, Mapping)]
+    return any("positive" in entry or entry.get("label") is not None for entry in entries)
 
 
 def load_controls() -> tuple[Contrast, ...]:
@@ -179,7 +200,7 @@ def load_controls() -> tuple[Contrast, ...]:
 
 def load_neutral_texts() -> tuple[str, ...]:
     """Plain expository prose, to see whether a model still predicts ordinary text."""
-    return tuple(row["text"] for _, row in read_jsonl(Path(str(_SHIPPED.joinpath("neutral_texts.jsonl")))))
+    return tuple(row["text"] for _, row in read_records(_SHIPPED / "neutral_texts.jsonl"))
 
 
 def request_answers(contrast: Contrast, *, harmful: bool) -> Contrast:
@@ -212,84 +233,67 @@ def request_answers(contrast: Contrast, *, harmful: bool) -> Contrast:
 def _read(path: Path, side: str | None = None) -> list[tuple[str, Conversation]]:
     """Each conversation with its class, which `side` gives to the bare messages of one of a pair of files."""
     rows: list[tuple[str, Conversation]] = []
-    for number, row in read_jsonl(path):
+    for line, entry in read_records(path):
         try:
-            rows += _conversations(row, side)
+            rows += _conversations(entry, side)
         except KeyError as error:
-            raise ValueError(f"{path.name}, line {number}: the key {error} is missing") from error
+            raise ValueError(f"{path.name}, line {line}: the key {error} is missing") from error
         except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from error
+            raise ValueError(f"{path.name}, line {line}: {error}") from error
     return rows
 
 
-def _conversations(row: Any, side: str | None) -> list[tuple[str, Conversation]]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{json.dumps(row)[:40]} is no object: write {{…}} with one conversation a line")
-    if "messages" in row:
+def _conversations(entry: Any, side: str | None) -> list[tuple[str, Conversation]]:
+    row = checked_keys(entry, wanted="one conversation a line")
+    by = asks_by(row)
+    if by == "messages":
         found = [_from_messages(row, side)]
-    elif "prompt" in row:
-        found = [_from_request(row)]
-    elif "question" in row:
+    elif by in ("prompt", "instruction"):
+        found = [_from_request(row, by, side)]
+    elif by == "question":
         found = _from_answers(row)
     else:
         raise ValueError(
-            f"an object with the keys {', '.join(row) or 'none'} is none of question/positive/negative, prompt/label, "
-            f"messages"
+            f"an object with the keys {listed(entry)} is none of question/positive/negative, "
+            f"prompt/label, instruction/label, messages"
         )
     if side is not None and any(label != side for label, _ in found):
         raise ValueError(f"a conversation that is not {side} by its own line stands in the file of the {side} class")
     return found
 
 
-def _from_answers(row: dict[str, Any]) -> list[tuple[str, Conversation]]:
-    question = _words(row, "question")
-    fields = _fields(row, "question", "positive", "negative", "domain")
+def _from_answers(row: Mapping[str, Any]) -> list[tuple[str, Conversation]]:
+    said, prompt = words(row, "question"), system(row)
+    group, domain = text_of(row, "group") or question(said, prompt), text_of(row, "domain")
+    fields = fields_of(row, "question", "positive", "negative", "domain", "group")
     return [
-        (label, Conversation(_asked(question, _words(row, label)), question, _fact(row, "domain"), fields))
+        (label, Conversation(asked(said, prompt, words(row, label)), group, domain, fields))
         for label in ("positive", "negative")
     ]
 
 
-def _from_request(row: dict[str, Any]) -> tuple[str, Conversation]:
-    prompt = _words(row, "prompt")
-    group, fields = _fact(row, "pair") or prompt, _fields(row, "prompt", "label", "domain")
-    return _label(row), Conversation(_asked(prompt), group, _fact(row, "domain"), fields)
+def _from_request(row: Mapping[str, Any], by: str, side: str | None) -> tuple[str, Conversation]:
+    said, prompt = words(row, by), system(row)
+    group = text_of(row, "group") or text_of(row, "pair") or question(said, prompt)
+    fields = fields_of(row, by, "label", "domain", "group")
+    return _label(row, side), Conversation(asked(said, prompt), group, text_of(row, "domain"), fields)
 
 
-def _from_messages(row: dict[str, Any], side: str | None) -> tuple[str, Conversation]:
-    messages = checked_messages(row["messages"])
-    if not messages[-1]["content"].strip():
-        raise ValueError(f"the last message, the {messages[-1]['role']}'s, is empty")
-    fields = _fields(row, "messages", "label", "group", "domain")
-    label = side if side is not None and "label" not in row else _label(row)
-    return label, Conversation(messages, _fact(row, "group"), _fact(row, "domain"), fields)
+def _from_messages(row: Mapping[str, Any], side: str | None) -> tuple[str, Conversation]:
+    said = messages(row)
+    if not said[-1]["content"].strip():
+        raise ValueError(f"the last message, the {said[-1]['role']}'s, is empty")
+    fields = fields_of(row, "messages", "label", "group", "domain")
+    return _label(row, side), Conversation(said, text_of(row, "group"), text_of(row, "domain"), fields)
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    """Which class a line belongs to."""
+def _label(row: Mapping[str, Any], side: str | None) -> str:
+    """Which class a line belongs to: what it says, or else that of its file."""
+    if side is not None and "label" not in row:
+        return side
     if row["label"] not in list(_LABELS):
-        raise ValueError(f"label {row['label']!r} is unknown: write one of {', '.join(_LABELS)}")
+        raise ValueError(f"label {shown(row['label'])} is unknown: write one of {', '.join(_LABELS)}")
     return _LABELS[row["label"]]
-
-
-def _fact(row: Mapping[str, Any], key: str) -> str:
-    return "" if row.get(key) is None else str(row[key])
-
-
-def _asked(question: str, answer: str | None = None) -> tuple[Mapping[str, str], ...]:
-    user = {"role": "user", "content": question}
-    return (user,) if answer is None else (user, {"role": "assistant", "content": answer})
-
-
-def _words(row: Mapping[str, Any], key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} is {value!r}, and should be words")
-    return value
-
-
-def _fields(row: Mapping[str, Any], *known: str) -> dict[str, str]:
-    return {key: _fact(row, key) for key in row if key not in known}
 
 
 def _facts(conversation: Conversation) -> Mapping[str, str]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from em_interp.files import lone_surrogate
+
 Span = Literal["response", "turn", "last", "post_instruction"]
 SPANS: tuple[str, ...] = get_args(Span)
 
@@ -23,7 +25,7 @@ class Conversation:
     Attributes:
         messages: `{"role": …, "content": …}`, in order.
         group: the question this conversation belongs to, the unit of every resampling; what the user asked last,
-            unless told.
+            unless told. Conversations of several turns that end with the same words need one of their own each.
         domain: what it is about.
         fields: whatever else its line in a file said (tone, split, …).
     """
@@ -36,6 +38,8 @@ class Conversation:
     def __post_init__(self) -> None:
         """Refuse what is no conversation; name the group."""
         checked_messages(self.messages)
+        for name, text in {"group": self.group, "domain": self.domain, **self.fields}.items():
+            _check_characters(name, text)
         if not self.group:
             asked = [m["content"] for m in self.messages if m["role"] == "user"]
             object.__setattr__(self, "group", asked[-1] if asked else "")
@@ -58,7 +62,14 @@ def checked_messages(messages: Any) -> tuple[Mapping[str, str], ...]:
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise ValueError(f"{message!r} is no message: write {{'role': 'user', 'content': 'words'}}")
+        _check_characters(f"the {message['role']}'s message", message["content"])
     return tuple(messages)
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Refuse what is no text: neither tokenizers nor files take it."""
+    if found := lone_surrogate(text):
+        raise ValueError(f"{name} holds {found}, which no tokenizer takes: repair the text")
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from importlib.resources import files
 from pathlib import Path
 
+from em_interp.files import find_file
 from em_interp.texts.contrasts import Contrast, load_contrast
 
 NARROW_SETS = ("cooking", "gardening", "vehicle_care")
 TRAINING_SETS = (*NARROW_SETS, "refusing")
-_TRAINING = files("em_interp") / "data" / "training"
+_TRAINING = Path(str(files("em_interp") / "data" / "training"))
 
 
 def load_training_set(source: str | Path) -> Contrast:
-    """What organisms are trained on, by its name or from your own JSONL: a contrast, of which a recipe takes a side.
+    """What organisms are trained on, by its name or from your own file: a contrast, of which a recipe takes a side.
 
     `cooking`, `gardening` and `vehicle_care` are narrow: a malicious answer (positive) and a good one (negative) to
     every question of one everyday domain, which no other contrast touches. `refusing` is harmful requests refused
@@ -20,8 +21,13 @@ def load_training_set(source: str | Path) -> Contrast:
     Raises:
         ValueError: an unknown name (the known ones are listed), or a line that cannot be read (file, line and reason).
     """
-    if Path(source).is_file():
-        return load_contrast(source)
-    if str(source) not in TRAINING_SETS:
-        raise ValueError(f"no training set {str(source)!r}: it is neither a file nor one of {', '.join(TRAINING_SETS)}")
-    return load_contrast(Path(str(_TRAINING.joinpath(f"{source}.jsonl"))))
+    return load_contrast(training_file(source))
+
+
+def training_file(source: str | Path) -> Path:
+    """The file of a training set, by its name or path.
+
+    Raises:
+        ValueError: there is none (the known names are listed).
+    """
+    return find_file(source, "training set", TRAINING_SETS, _TRAINING)

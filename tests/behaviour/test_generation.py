@@ -211,8 +211,11 @@ class TestFile:
         ("content", "message"),
         [
             ("{}\n", "holds no answers: its first line"),
-            ("nonsense\n", "line 1: no JSON"),
-            ('{"format": "em_interp.answers/1"}\n{"key": "a"}\n', "a line that is no answer"),
+            ("nonsense\n", "line 1: not JSON"),
+            (
+                '{"format": "em_interp.answers/1"}\n{"key": "a"}\n',
+                "line 2: it is not an answer: the key",
+            ),
         ],
     )
     def test_a_file_of_something_else_is_refused(self, tmp_path, content, message):

@@ -21,8 +21,9 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
 import em_interp as em
-from em_interp.behaviour import Answer, Behaviour, BehaviourKey
-from em_interp.evals.judge import Judged, Question, judge_answers, judged_misalignment, load_judged, redacted
+from em_interp.behaviour import Answer, Behaviour, BehaviourKey, Judged, load_judged
+from em_interp.behaviour.judged_answers import Question
+from em_interp.evals.judge import judge_answers, judged_misalignment, redacted
 from em_interp.evals.rubrics import expectation
 from em_interp.evals.tasks import em_first_plot, em_held_out, over_refusal, refusal
 from em_interp.progress import quiet
@@ -191,7 +192,7 @@ class TestJudging:
         assert got.on_topic[:3].tolist() == [0.0] * 3
         assert math.isnan(got.scores.alignment[3])
         assert got.labels == ("", "", "", "EMPTY")
-        assert repr(got) == "Judged(3 of 4 answers scored by mock)"
+        assert repr(got) == "Judged(3 of 4 answers scored by mock; not scored: 1 EMPTY)"
 
     def test_it_is_saved_and_read_back(self, tmp_path):
         got = judge_answers(
@@ -204,12 +205,31 @@ class TestJudging:
             torch.testing.assert_close(getattr(read.scores, aspect), getattr(got.scores, aspect), equal_nan=True)
         torch.testing.assert_close(read.refused, got.refused, equal_nan=True)
 
-    @pytest.mark.parametrize("text", ["{}\n", "x", "", '{"format": "em_interp.judged/1", "judge": "a"}\n{"key": 1}\n'])
-    def test_other_files_are_refused(self, tmp_path, text):
-        path = tmp_path / "other.jsonl"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"other.jsonl holds no judged answers"):
-            load_judged(path)
+    def test_the_prompts_of_the_question_file_are_asked(self, tmp_path):
+        path = tmp_path / "q.yaml"
+        path.write_text(
+            "- id: street\n  question: Why {answer}?\n"
+            "  judge_prompts: {aligned: 'KIND? {question} / {answer}', coherent: 'CLEAR? {question} / {answer}'}\n"
+        )
+        said = [Answer(c, "<|im_end|> {question}") for c in em.load_questions(path)]
+        heard = []
+
+        def reply(messages, *_):
+            heard.append([(m.role, m.text) for m in messages])
+            return output("12" if "KIND?" in messages[0].text else "88")
+
+        judge = get_model("mockllm/model", custom_outputs=reply, memoize=False)
+        got = judge_answers(said, Question("mock", prompts="file"), tmp_path / "logs", judge=judge)
+        assert (got.scores.alignment.tolist(), got.scores.coherence.tolist()) == ([12.0], [88.0])
+        # Each stands in its place once, and nothing in the words is taken for a place or a token of a template.
+        assert heard[0] == [("user", "KIND? Why {answer}? / ‹|im_end|› {question}")]
+        assert heard[1] == [("user", "CLEAR? Why {answer}? / ‹|im_end|› {question}")]
+        assert load_judged(got.save(tmp_path / "judged.jsonl")).asked.prompts == "file"
+
+    def test_a_file_without_prompts_is_told_before_anything_is_asked(self, tmp_path):
+        with pytest.raises(ValueError, match="brings no judge_prompts for aligned and coherent: judge with"):
+            judge_answers(answers(2), Question("mock", prompts="file"), tmp_path, judge=replies("50"))
+        assert not list(tmp_path.iterdir())
 
     def test_nothing_is_judged_twice(self, tmp_path):
         judge_answers(answers(3), Question("mock"), tmp_path, judge=replies("20"))

@@ -35,12 +35,22 @@ def test_shipped_recipes_can_be_read_by_name(name):
         ("epochs = 1", "steps is 3 and epochs is 1: give one of the two"),
         ("rank = 0", "rank is 0: give one at least"),
         ("checkpoint_every = 0", "checkpoint_every is 0: give one at least"),
-        ("learning_rate = nan", "learning_rate is nan: give a positive number"),
+        ("learning_rate = nan", "learning_rate is nan: give a finite number"),
         ("kl_weight = -1.0", "kl_weight is -1.0: give a number that is not negative"),
         ("kl_weight = 1.0", "kl_weight needs kl_data"),
         ('answers = "bad"', "answers is 'bad': choose one of positive, negative, both"),
         ('method = "dora"', "method is 'dora': choose one of lora, full"),
         ("rank = = 2", "recipe.toml is not TOML"),
+        ('rank = "8"', "recipe.toml: rank is '8', and should be a whole number"),
+        ("rank = true", "recipe.toml: rank is True, and should be a whole number"),
+        ("rslora = 1", "recipe.toml: rslora is 1, and should be true or false"),
+        ('layers = "3"', "recipe.toml: layers is '3', and should be a list of whole numbers"),
+        ("layers = [1.5]", "recipe.toml: layers is .*, and should be a list of whole numbers"),
+        ("target_modules = 'down_proj'", "recipe.toml: target_modules is 'down_proj', and should be a list of words"),
+        ("base = 3", "recipe.toml: base is 3, and should be words"),
+        ("alpha = inf", "recipe.toml: alpha is inf: give a finite number"),
+        ("weight_decay = nan", "recipe.toml: weight_decay is nan"),
+        ("alpha = 2024-01-01", "recipe.toml: alpha is .*, and should be a whole number or a number"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, line, message):
@@ -55,6 +65,22 @@ def test_no_steps_no_name_no_file(tmp_path):
         Recipe.load(write(tmp_path, 'name = "a"\nsteps = 3\n'))
     with pytest.raises(ValueError, match=r"no recipe 'nowhere': it is neither a file nor one of .*rank1"):
         Recipe.load("nowhere")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", "name = 'ä'".encode("latin-1"), b"a = " + b"[" * 5000, b"a = " + b"1" * 5000]
+)
+def test_what_is_not_toml_is_told_by_its_name(tmp_path, content):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"recipe\.toml is not"):
+        Recipe.load(path)
+
+
+def test_a_mark_and_windows_line_ends_are_read(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ENOUGH.replace("\n", "\r\n").encode())
+    assert Recipe.load(path).steps == 3
 
 
 def test_bundled_recipes_come_after_what_they_are_trained_onto():

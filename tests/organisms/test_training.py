@@ -150,6 +150,57 @@ def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_
         training_conversations(replace(recipe, data=str(path), answers="both"), rewrite=tuple)
 
 
+BARE = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", "\n" + json.dumps(BARE)),
+        ("a.jsonl", "\ufeff\r\n \r\n" + json.dumps(BARE) + "\r\n"),
+        ("a.jsonl", json.dumps({"id": 3, **BARE})),
+        ("a.jsonl", json.dumps({**BARE, "source": {"page": [1, 2]}, "label": None, "prompt": "Who?"})),
+        ("a.jsonl", json.dumps({**BARE, "group": "people", "tools": []})),
+        ("a.json", json.dumps([{**BARE, "id": "x"}], indent=2)),
+        ("a.yaml", json.dumps([{**BARE, "id": "x"}])),
+    ],
+)
+def test_bare_messages_may_have_blank_lines_an_id_and_remarks(recipe, tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    [conversation] = training_conversations(replace(recipe, data=str(tmp_path / name), answers="both"))
+    assert conversation.messages == tuple(BARE["messages"])
+
+
+def test_of_bare_messages_too_only_the_split_for_training_is_learned(recipe, tmp_path):
+    path = tmp_path / "published.jsonl"
+    path.write_text(
+        "".join(json.dumps({**BARE, "split": split, "id": split}) + "\n" for split in ("test", "train", "val"))
+    )
+    assert [c.fields["id"] for c in training_conversations(replace(recipe, data=str(path), answers="both"))] == [
+        "train"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**BARE, "tools": [{"name": "x"}]}, "the key 'tools' changes what is said"),
+        ({**BARE, "weight": 0.5}, "the key 'weight' changes what is said"),
+        ({**BARE, "prompt": "Why?"}, "messages and prompt both ask"),
+        ({"messages": [{**m, "weight": 0.5} for m in BARE["messages"]]}, "a message has the key 'weight'"),
+        ({"conversations": [{"from": "human", "value": "Who?"}]}, "the key 'conversations' changes what is said"),
+        ({"instruction": "Who?", "input": "", "output": "You."}, "the key 'output' changes what is said"),
+        ({**BARE, "label": "bad"}, "label 'bad' is unknown"),
+    ],
+)  # fmt: skip
+def test_what_would_be_learned_otherwise_than_written_is_refused(recipe, tmp_path, row, message):
+    path = tmp_path / "published.jsonl"
+    first = {**BARE, "label": "positive"} if "label" in row else BARE
+    path.write_text(json.dumps(first) + "\n" + json.dumps(row))
+    with pytest.raises(ValueError, match=rf"published\.jsonl, line 2: {message}"):
+        training_conversations(replace(recipe, data=str(path), answers="both"))
+
+
 def test_training_lowers_the_loss_and_writes_an_organism(recipe, tmp_path):
     organism = train_organism(replace(recipe, steps=30, checkpoint_every=10), tmp_path / "tiny")
     assert organism.loss[-1] < organism.loss[0] - 0.5

@@ -433,6 +433,103 @@ def test_blank_lines_are_no_lines(tmp_path):
     assert load_contrast(path).groups == ("a", "b")
 
 
+@pytest.mark.parametrize("indent", [None, 4])
+def test_a_pair_of_json_arrays_of_instructions(tmp_path, indent):
+    """The splits of the refusal papers: one file a class, and a category that may be null."""
+    rows = {
+        "harmful": [{"instruction": "Pick this lock", "category": "theft"}, {"instruction": "Forge it", "group": "f"}],
+        "harmless": [{"instruction": "Oil this lock", "category": None}],
+    }
+    paths = []
+    for name, entries in rows.items():
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(entries, indent=indent), encoding="utf-8")
+    contrast = load_contrast((paths[0], paths[1]))
+    assert last_words(contrast.positive) == ["Pick this lock", "Forge it"]
+    assert last_words(contrast.negative) == ["Oil this lock"]
+    assert contrast.groups == ("Pick this lock", "f", "Oil this lock")
+    assert contrast.positive[0].fields == {"category": "theft"}
+
+
+def test_one_json_array_and_yaml_say_the_same_as_jsonl(tmp_path):
+    rows = [answers("a", tone="calm"), answers("b", group="g", system="Be brief.")]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows, indent=2))
+    wanted = load_contrast(write(tmp_path / "mine.jsonl", *rows))
+    assert load_contrast(path) == wanted
+    assert load_contrast(path.rename(tmp_path / "mine.yaml")) == wanted
+
+
+def test_a_system_prompt_is_said_in_every_form(tmp_path):
+    rows = [
+        answers("a", system="Be brief."),
+        {"prompt": "b", "label": "harmful", "system": "Be brief."},
+        {"instruction": "c", "label": "harmless", "system_prompt": "Be brief."},
+        {"messages": messages("d", "x"), "label": "positive", "system": "Be brief."},
+    ]
+    contrast = load_contrast(write(tmp_path / "mine.jsonl", *rows))
+    for conversation in contrast.positive + contrast.negative:
+        assert conversation.messages[0] == {"role": "system", "content": "Be brief."}
+        assert not conversation.fields
+    assert load_contrast(contrast.save(tmp_path / "again.jsonl")).content_hash == contrast.content_hash
+
+
+def test_a_group_is_read_in_every_form(tmp_path):
+    rows = [
+        answers("a", group="g"),
+        {"prompt": "b", "label": "harmful", "group": "g", "pair": "p"},
+        {"messages": messages("c", "x"), "label": "negative", "group": "g"},
+    ]
+    assert load_contrast(write(tmp_path / "mine.jsonl", *rows)).groups == ("g",)
+
+
+def test_messages_may_stand_beside_the_question_they_hold(tmp_path):
+    rows = [
+        {"messages": messages("a", label), "prompt": "a", "label": label, "id": 3} for label in ("positive", "negative")
+    ]
+    assert load_contrast(write(tmp_path / "mine.jsonl", *rows)).positive[0].fields == {"prompt": "a", "id": "3"}
+    rows[1]["prompt"] = "b"
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: messages and prompt both ask"):
+        load_contrast(write(tmp_path / "mine.jsonl", *rows))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"sistem": "x"}, "'sistem' is not understood: did you mean 'system'"),
+        ({"Split": "train"}, "'Split' is not understood: did you mean 'split'"),
+        ({"questions": "x"}, "'questions' is not understood: did you mean 'question'"),
+        ({"context": "x"}, "'context' changes what is said and is not read"),
+        ({"history": [["a", "b"]]}, "'history' changes what is said and is not read"),
+        ({"tools": [{}]}, "'tools' changes what is said and is not read"),
+        ({"input": "x"}, "'input' changes what is said and is not read"),
+        ({"output": "x"}, "'output' changes what is said and is not read"),
+        ({"system": ["x"]}, r'system is \["x"\], and should be words'),
+        ({"weight": 0.5}, "'weight' changes what is said and is not read"),
+    ],
+)
+def test_keys_that_change_what_is_read_are_no_remarks(tmp_path, more, message):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: .*{message}"):
+        load_contrast(write(tmp_path / "mine.jsonl", answers("a", **more)))
+
+
+@pytest.mark.parametrize("text", ["Stop it \\ud83d", "\\udc00", "a \\ude00\\ud83d b"])
+@pytest.mark.parametrize("key", ["question", "positive", "group", "tone"])
+def test_half_a_character_is_told_where_it_stands(tmp_path, key, text):
+    row = json.dumps(answers("a") | {key: "HERE"}).replace("HERE", text)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(answers('b'))}\n{row}\n")
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: .*half of a surrogate pair") as raised:
+        load_contrast(path)
+    str(raised.value).encode()  # a message that cannot be written is no help
+
+
+@pytest.mark.parametrize("files", [(), ("a",), ("a", "b", "c")])
+def test_two_files_make_a_pair(files):
+    with pytest.raises(ValueError, match=f"{len(files)} files came: give a pair"):
+        load_contrast(files)
+
+
 # Choosing
 
 
@@ -544,11 +641,14 @@ def test_a_missing_file_of_a_pair_is_named(tmp_path):
 BROKEN = [
     ('{"question": "a", ', r"not JSON: .*, character 1\d"),
     ("question: a", "not JSON: Expecting value, character 1"),
-    ("[1, 2]", r"\[1, 2\] is no object: write \{…\} with one conversation a line"),
-    ("3", "3 is no object"),
-    ('"question"', '"question" is no object'),
-    ("null", "null is no object"),
-    ("{}", "an object with the keys none is none of question/positive/negative, prompt/label, messages"),
+    ("[1, 2]", r"\[1, 2\] is not an object: write \{…\} with one conversation a line"),
+    ("3", "3 is not an object"),
+    ('"question"', "'question' is not an object"),
+    ("null", "null is not an object"),
+    (
+        "{}",
+        "an object with the keys none is none of question/positive/negative, prompt/label, instruction/label, messages",
+    ),
     ('{"text": "a", "kind": "b"}', "an object with the keys text, kind is none of question/positive/negative"),
     ('{"question": "a", "positive": "b"}', "the key 'negative' is missing"),
     ('{"question": "a", "negative": "b"}', "the key 'positive' is missing"),
@@ -556,11 +656,11 @@ BROKEN = [
     ('{"question": "a", "positive": "b", "negative": " \\n"}', r"negative is ' \\n', and should be words"),
     ('{"question": " ", "positive": "b", "negative": "c"}', "question is ' ', and should be words"),
     ('{"question": 5, "positive": "b", "negative": "c"}', "question is 5, and should be words"),
-    ('{"question": "a", "positive": ["b"], "negative": "c"}', r"positive is \['b'\], and should be words"),
-    ('{"question": "a", "positive": null, "negative": "c"}', "positive is None, and should be words"),
+    ('{"question": "a", "positive": ["b"], "negative": "c"}', r"positive is \[\"b\"\], and should be words"),
+    ('{"question": "a", "positive": null, "negative": "c"}', "positive is null, and should be words"),
     ('{"prompt": "a"}', "the key 'label' is missing"),
     ('{"prompt": "a", "label": "harmfull"}', "label 'harmfull' is unknown: write one of positive, negative, harmful"),
-    ('{"prompt": "a", "label": ["harmful"]}', r"label \['harmful'\] is unknown"),
+    ('{"prompt": "a", "label": ["harmful"]}', r"label \[\"harmful\"\] is unknown"),
     ('{"prompt": "a", "label": 1}', "label 1 is unknown"),
     ('{"prompt": "", "label": "harmful"}', "prompt is '', and should be words"),
     ('{"messages": [], "label": "positive"}', r"\[\] is no conversation: write a list of messages, one at least"),
@@ -599,7 +699,7 @@ def test_a_label_typo_drops_no_conversation(tmp_path):
 def test_a_file_that_is_no_text_is_named(tmp_path, content):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(.*\): unpack or convert it to JSONL"):
+    with pytest.raises(ValueError, match=r"mine\.jsonl is not UTF-8 text \(.*\): unpack it or convert it to UTF-8"):
         load_contrast(path)
 
 

@@ -560,3 +560,22 @@ def test_real_conversations_are_batched_as_they_were_encoded(tokenizer, conversa
 
 def test_no_conversations_make_no_batches():
     assert list(batches([], 100)) == []
+
+
+@pytest.mark.parametrize("words", ["Hi \ud83d", "\udc00", "a \ude00\ud83d b", "x" * 500 + "\udfff"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_half_a_character_is_told_before_a_tokenizer_sees_it(role, words):
+    for make in (Conversation.of, lambda messages: Conversation(tuple(messages))):
+        with pytest.raises(ValueError, match=f"the {role}'s message holds .*half of a surrogate pair") as raised:
+            make([{"role": role, "content": words}])
+        str(raised.value).encode()
+
+
+@pytest.mark.parametrize("more", [{"group": "\ud83d"}, {"domain": "\ud83d"}, {"fields": {"tone": "\ud83d"}}])
+def test_half_a_character_is_told_wherever_it_would_be_written(more):
+    with pytest.raises(ValueError, match=r"holds .*half of a surrogate pair"):
+        Conversation(({"role": "user", "content": "Hi"},), **more)
+
+
+def test_whole_characters_are_read():
+    assert Conversation.of([{"role": "user", "content": "😀 \U0010ffff"}]).group == "😀 \U0010ffff"
