@@ -14,6 +14,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Span = Literal["response", "turn", "last", "post_instruction"]  # em_interp.texts.Span, whose import takes seconds
 Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
 Adapter = Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: folder or hub name.")]
+TemplateArg = Annotated[
+    list[str] | None, typer.Option(help="A variable of the chat template, as NAME=VALUE; may be repeated.")
+]
 JudgeArg = Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no words.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
@@ -51,6 +54,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
     settings: Annotated[Path | None, typer.Argument(help="A TOML file with settings; flags win over it.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub name, folder, adapter folder, or 'bundled'.")] = None,
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge what the model says.")] = None,
     judge_arg: JudgeArg = None,
     out: Out = Path("report"),
@@ -66,6 +70,7 @@ def report(  # noqa: PLR0913 - one parameter a flag
     with _plain_errors():
         chosen = Settings.from_toml(settings) if settings else Settings()
     flags = {"model": model, "adapter": adapter, "judge": judge, "judge_args": judge_arg and tuple(judge_arg)}
+    flags["template_args"] = template_arg and tuple(template_arg)
     _report(replace(chosen, **{name: value for name, value in flags.items() if value is not None}), out, quiet)
 
 
@@ -74,6 +79,7 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     contrast: Annotated[str, typer.Argument(help="A shipped contrast's name, or a JSONL, JSON or YAML file.")],
     model: Model = "bundled",
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     span: Annotated[Span, typer.Option(help="Tokens to read.")] = "response",
     out: Out = Path("direction.safetensors"),
     quiet: Quiet = False,
@@ -85,9 +91,8 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     """
     with _plain_errors(), _silence(quiet):
         from em_interp import difference_of_means, load_contrast, read_contrast
-        from em_interp.organisms.loading import load_named
 
-        read = read_contrast(load_named(model, adapter), load_contrast(contrast), span=span)
+        read = read_contrast(_load(model, adapter, template_arg), load_contrast(contrast), span=span)
         found = difference_of_means(read)
         path = found.save(out)
     _say(f"{found}\nwritten to {path}", quiet)
@@ -99,6 +104,7 @@ def compare(  # noqa: PLR0913 - one parameter a flag
     second: Annotated[str, typer.Argument(help="The contrast to compare it with.")] = "refusal",
     model: Model = "bundled",
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     first_span: Annotated[Span, typer.Option(help="Tokens the first is read on.")] = "response",
     second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
@@ -112,9 +118,8 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         from em_interp import compare as compare_contrasts
         from em_interp import load_contrast, read_contrast
         from em_interp.files import write_atomically
-        from em_interp.organisms.loading import load_named
 
-        hooked = load_named(model, adapter)
+        hooked = _load(model, adapter, template_arg)
         a = read_contrast(hooked, load_contrast(first), span=first_span)
         b = read_contrast(hooked, load_contrast(second), span=second_span)
         found = compare_contrasts(a, b)
@@ -176,6 +181,7 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     questions: Annotated[str, typer.Argument(help="A shipped set's name, or a JSONL or YAML file.")] = "first_plot",
     model: Model = "bundled",
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     project_out: Annotated[str | None, typer.Option(help="The file of a direction to take out of the stream.")] = None,
     set_negative: Annotated[str | None, typer.Option(help="… whose projection is set to its negative class.")] = None,
     add: Annotated[str | None, typer.Option(help="The file of a direction to add to it; needs --layer.")] = None,
@@ -201,7 +207,6 @@ def respond(  # noqa: PLR0913 - one parameter a flag
     with _plain_errors(), _silence(quiet):
         from em_interp.behaviour.generation import respond as answer
         from em_interp.directions.settings import Edit
-        from em_interp.organisms.loading import load_named
         from em_interp.texts.questions import load_questions
 
         asked = load_questions(questions, form=form)
@@ -209,7 +214,7 @@ def respond(  # noqa: PLR0913 - one parameter a flag
         edit = (
             Edit(**files, layer=layer, sites=sites, scale=scale, positions=positions) if any(files.values()) else None
         )
-        hooked = load_named(model, adapter)
+        hooked = _load(model, adapter, template_arg)
         said = answer(
             hooked,
             asked,
@@ -231,6 +236,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
     second: Annotated[str, typer.Argument(help="The direction to hold against it.")] = "refusal",
     model: Model = "bundled",
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     first_span: Annotated[Span, typer.Option(help="Tokens the first is read on.")] = "response",
     second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
     layer: Annotated[int | None, typer.Option(help="Where directions are added; the middle layer.")] = None,
@@ -260,7 +266,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         from em_interp.behaviour import Behaviour, BehaviourKey, standard_conclusions
         from em_interp.evals import judge_module
         from em_interp.files import write_atomically
-        from em_interp.organisms.loading import load_named, trained_on
+        from em_interp.organisms.loading import trained_on
 
         judged = None
         if judge:
@@ -273,7 +279,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
                 max_new_tokens=max_new_tokens,
                 judge_args=evals.model_args(judge_arg or ()),
             )
-        hooked = load_named(model, adapter)
+        hooked = _load(model, adapter, template_arg)
         pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
         how: dict[str, Any] = {"layer": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
         how |= {"removals": removal} if removal else {}
@@ -292,6 +298,13 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         typer.echo("\n".join(follows))
         if failure:
             raise failure
+
+
+def _load(model: str, adapter: str | None, template_arg: list[str] | None):
+    from em_interp.organisms.loading import load_named
+    from em_interp.templates import template_args
+
+    return load_named(model, adapter, template_args=template_args(template_arg) if template_arg else None)
 
 
 def _direction(hooked, name: str, span: Span):
@@ -313,6 +326,7 @@ def export(  # noqa: PLR0913 - one parameter a flag
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
     model: Model = "bundled",
     adapter: Adapter = None,
+    template_arg: TemplateArg = None,
     project_out: Annotated[
         str | None, typer.Option(help="The file of a direction that can no more be written.")
     ] = None,
@@ -328,11 +342,10 @@ def export(  # noqa: PLR0913 - one parameter a flag
     with _plain_errors(), _silence(quiet):
         from em_interp import export as write_folder
         from em_interp.directions.settings import Edit
-        from em_interp.organisms.loading import load_named
 
         sites = "writes" if project_out else "own"
         edit = Edit(project_out=project_out, add=add, layer=layer, sites=sites, scale=scale)
-        hooked = load_named(model, adapter)
+        hooked = _load(model, adapter, template_arg)
         path = write_folder(hooked, edit.hooks(hooked), out)
     _say(f"written to {path}", quiet)
 

@@ -239,3 +239,25 @@ def test_bad_input_ends_with_a_sentence_and_no_traceback(folder, arguments, word
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("directions", "CONTRAST"),
+        ("compare", "CONTRAST", "CONTRAST"),
+        ("respond", "first_plot"),
+        ("effects", "CONTRAST", "CONTRAST"),
+        ("export", "OUT", "--project-out", "direction.safetensors"),
+        ("report", "--out", "OUT"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_template_args_reach_the_model_from_every_verb_that_loads_one(folder, tmp_path, arguments):
+    names = {"CONTRAST": folder / "misalignment.jsonl", "OUT": tmp_path / "out"}
+    given = ("--model", folder / "tiny", "--template-arg", "thinks=false")
+    result = run(*(names.get(a, a) for a in arguments), *given)
+    assert result.exit_code == 2
+    assert "has no variable 'thinks': it has none" in result.output
+    result = run(*(names.get(a, a) for a in arguments), *given[:3], "thinks")
+    assert "'thinks' is not a template arg: write NAME=VALUE, such as enable_thinking=false" in result.output

@@ -278,7 +278,7 @@ def _read_sites(
     if not conversations:
         raise ValueError("there are no conversations to read")
     spoken = [Conversation.of(c) for c in conversations]
-    encoded = [encode(hooked.tokenizer, c, span, max_length=hooked.max_length) for c in spoken]
+    encoded = [encode(hooked.template, c, span, max_length=hooked.max_length) for c in spoken]
     n_rows = {len(e.spans) for e in encoded}
     if len(n_rows) > 1:
         raise ValueError(

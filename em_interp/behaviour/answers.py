@@ -24,8 +24,9 @@ class Answer:
     """One answer of a model.
 
     Attributes:
-        conversation: what was asked; it ends with the user's words.
-        text: what the model said, without special tokens and without blanks around it.
+        conversation: what was asked; it ends with the user's words, or with an answer that the model went on with.
+        text: what the model said, without special tokens and without blanks around it; where it went on with an
+            answer, what it added, with the blank before it.
         sample: which answer to this conversation it is, from 0.
         tokens: the ids that were generated, the closing one included.
         finished: whether the model came to an end by itself, or was cut off.
@@ -45,14 +46,15 @@ class Answer:
     @property
     def asked(self) -> str:
         """The user's last words."""
-        return self.conversation.messages[-1]["content"]
+        return next(m["content"] for m in reversed(self.conversation.messages) if m["role"] == "user")
 
     @property
     def spoken(self) -> Conversation:
-        """The conversation with the answer as its last message."""
+        """The conversation with the answer as its last message, whole where it was begun."""
         c = self.conversation
-        answer = {"role": "assistant", "content": self.text}
-        return Conversation((*c.messages, answer), c.group, c.domain, c.fields)
+        before, begun = (c.messages[:-1], c.messages[-1]["content"].rstrip()) if c.answered else (c.messages, "")
+        answer = {"role": "assistant", "content": begun + self.text}
+        return Conversation((*before, answer), c.group, c.domain, c.fields)
 
     @property
     def key(self) -> str:

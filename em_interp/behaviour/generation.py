@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
 from em_interp.interventions import at_prompt_length, described
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached
 from em_interp.progress import bar
-from em_interp.texts.conversations import Conversation, encode
+from em_interp.texts.conversations import Conversation, encode, encode_prefilled
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it
     At temperature 0 the answers are those of Hugging Face's own greedy `generate`, one conversation at a time. Above
     it, tokens are drawn from the whole softmax (no top-k, no top-p) with random numbers that belong to the seed, the
     conversation and the sample: neither the batch size nor the company changes an answer, but that in half precision
-    a batch of another shape rounds otherwise and may tip two tokens that are nearly as likely. A repetition penalty in
-    the model's own generation settings stays on, as Hugging Face has it.
+    a batch of another shape rounds otherwise and may tip two tokens that are nearly as likely. An answer ends at the
+    model's own end-of-text tokens and at the token with which the chat template closes an assistant's turn. Nothing
+    else of the model's own generation settings takes part: no beams, no penalties, no stop strings, no forced tokens.
 
     Args:
         model: a `HookedModel` or a bridge.
@@ -119,14 +121,16 @@ class Request:
 
     @classmethod
     def of(cls, hooked: HookedModel, conversation: Conversation, sample: int, sampling: Sampling) -> "Request":
-        """The prompt by the model's chat template, with room for the answer behind it."""
+        """The prompt by the model's chat template, with room for the answer; one that was begun is gone on with."""
         room = hooked.max_length - sampling.max_new_tokens
         if room < 1:
             raise ValueError(
                 f"max_new_tokens is {sampling.max_new_tokens} and the model takes {hooked.max_length} tokens in all: "
                 f"ask for fewer"
             )
-        return cls(conversation, sample, encode(hooked.tokenizer, conversation, "last", max_length=room).ids)
+        if conversation.answered:
+            return cls(conversation, sample, encode_prefilled(hooked.template, conversation, max_length=room))
+        return cls(conversation, sample, encode(hooked.template, conversation, "last", max_length=room).ids)
 
     @property
     def key(self) -> str:
@@ -143,18 +147,25 @@ def answer_batch(
     width = batch["input_ids"].shape[1]
     drawing = [_Draw.of(requests, sampling, width, hooked.device)] if sampling.temperature else []
     with attached(hooked, at_prompt_length(list(hooks), width)) as hf_model:
-        said = hf_model.generate(
-            **batch,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            logits_processor=drawing,
-            pad_token_id=_pad(hooked.tokenizer),
-        )
-        closing = _closing(hf_model)
-    return [_answer(hooked, r, ids, closing) for r, ids in zip(requests, said[:, width:].tolist(), strict=True)]
+        stops = _stops(hooked, hf_model)
+        with _own_settings(hf_model, stops, sampling.max_new_tokens, _pad(hooked.tokenizer)):
+            said = hf_model.generate(**batch, logits_processor=drawing)
+    return [_answer(hooked, r, ids, stops) for r, ids in zip(requests, said[:, width:].tolist(), strict=True)]
+
+
+@contextmanager
+def _own_settings(hf_model: Any, stops: frozenset[int], max_new_tokens: int, pad: int) -> Iterator[None]:
+    """Inside, the model has these generation settings and no others: `generate` takes from its own what is not told."""
+    from transformers import GenerationConfig
+
+    kept = hf_model.generation_config
+    hf_model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(stops) or None, pad_token_id=pad
+    )
+    try:
+        yield
+    finally:
+        hf_model.generation_config = kept
 
 
 @dataclass(eq=False)
@@ -201,17 +212,25 @@ def in_batches(
         done += len(answers)
 
 
-def _answer(hooked: HookedModel, request: Request, ids: list[int], closing: frozenset[int]) -> Answer:
-    end = next((i + 1 for i, token in enumerate(ids) if token in closing), None)
+def _answer(hooked: HookedModel, request: Request, ids: list[int], stops: frozenset[int]) -> Answer:
+    end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
     tokens = tuple(ids[:end])
-    text = hooked.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    spoken = tokens[:-1] if end and tokens[-1] in hooked.template.closing else tokens
+    if request.conversation.answered:  # blanks belong to what was begun, and decoders drop one before a first word
+        begun, whole = (
+            hooked.tokenizer.decode(t, skip_special_tokens=True) for t in (request.prompt, request.prompt + spoken)
+        )
+        text = whole[len(begun) :].rstrip()
+    else:
+        text = hooked.tokenizer.decode(spoken, skip_special_tokens=True).strip()
     return Answer(request.conversation, text, request.sample, tokens, end is not None)
 
 
-def _closing(hf_model: Any) -> frozenset[int]:
-    """The ids at which the model stops; what `generate` writes after them is padding."""
+def _stops(hooked: HookedModel, hf_model: Any) -> frozenset[int]:
+    """The ids at which an answer ends; what `generate` writes after them is padding."""
     ids = hf_model.generation_config.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    ids = hf_model.config.get_text_config().eos_token_id if ids is None else ids
+    return hooked.template.closing | frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def _asked(messages: Messages) -> Conversation:

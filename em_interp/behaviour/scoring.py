@@ -24,7 +24,7 @@ def answer_log_probs(
 ) -> Float[Tensor, " conversation"]:
     """Log-probability (nats) a token of each conversation's last answer, given all before it."""
     hooked = HookedModel.of(model)
-    encoded = [encode(hooked.tokenizer, c, "response", max_length=hooked.max_length) for c in conversations]
+    encoded = [encode(hooked.template, c, "response", max_length=hooked.max_length) for c in conversations]
     return _mean_log_probs(hooked, encoded, hooks, batch_tokens)
 
 
@@ -93,7 +93,7 @@ def last_logits(
 ) -> Float[Tensor, "conversation vocab"]:
     """The logits of the first token the model would say to each conversation, float32 on the CPU."""
     hooked = HookedModel.of(model)
-    encoded = [encode(hooked.tokenizer, c, "last", max_length=hooked.max_length) for c in conversations]
+    encoded = [encode(hooked.template, c, "last", max_length=hooked.max_length) for c in conversations]
     rows: list[Tensor] = [torch.empty(0)] * len(encoded)
     for batch, logits in logits_at_spans(hooked, encoded, hooks, batch_tokens=batch_tokens):
         for i, row in zip(batch.index, logits, strict=True):

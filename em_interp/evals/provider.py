@@ -5,7 +5,8 @@
 Model args: `project_out`, `set_negative` or `add` with `layer`, `sites`, `scale`, `positions`
 (`em_interp.directions.settings.Edit`);
 `interventions`, a list of such settings, for more than one; `batch_size`, answers at a time (16); `adapter`, `device`
-and `dtype` as for `load_model`.
+and `dtype` as for `load_model`; `template_args`, variables of the chat template, as `"{enable_thinking: false}"` or
+`enable_thinking=false`.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    ChatMessageTool,
+    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -32,10 +35,12 @@ from em_interp.behaviour.generation import Request, Sampling, in_batches
 from em_interp.directions.settings import Edit, hooks_of
 from em_interp.interventions import described
 from em_interp.organisms.loading import load_named
+from em_interp.templates import template_args
 from em_interp.texts.conversations import Conversation
 
 _LOG = getLogger(__name__)
 _EDIT = [field.name for field in fields(Edit)]
+_LOADING = ("adapter", "device", "dtype", "template_args")
 _BATCH_SIZE = 16
 # Asked for by a task and not to be had here: better said once than left unsaid.
 _IGNORED = ("top_p", "top_k", "stop_seqs", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs")
@@ -51,6 +56,9 @@ class _Waiting:
 
 class HookedModelAPI(ModelAPI):
     """Answers of a `HookedModel` under interventions, the same whatever Inspect runs beside them.
+
+    Where the last message is the assistant's, the answer was begun: it is gone on with, and the completion is what is
+    added. Only text can be read: pictures, sound, files, thoughts apart from the text and tool calls are errors.
 
     A sample's random numbers come from the config's seed (0 unless told), its messages and its epoch. The temperature
     is 1 unless told.
@@ -80,7 +88,11 @@ class HookedModelAPI(ModelAPI):
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
-        """Answer one conversation; those that wait at the same time are answered in one batch."""
+        """Answer one conversation, or go on with its answer; those that wait at the same time go into one batch.
+
+        Raises:
+            ValueError: tools, or content that is not text; a conversation that `encode` refuses.
+        """
         if tools:
             raise ValueError("the em_interp provider serves plain conversations: it has no tools")
         from inspect_ai._util.logger import warn_once
@@ -94,7 +106,7 @@ class HookedModelAPI(ModelAPI):
             "seed": config.seed,
         }
         sampling = Sampling(**{name: value for name, value in chosen.items() if value is not None})
-        conversation = Conversation(tuple({"role": m.role, "content": m.text} for m in input))
+        conversation = Conversation(tuple({"role": m.role, "content": _words(m)} for m in input))
         n, active = config.num_choices or 1, sample_active()
         first = n * (active.epoch - 1) if active else 0
         waiting = [_Waiting(Request.of(self.hooked, conversation, first + i, sampling), sampling) for i in range(n)]
@@ -143,6 +155,21 @@ class HookedModelAPI(ModelAPI):
         return described(self.hooks)
 
 
+def _words(message: ChatMessage) -> str:
+    """The words of a message that is nothing but words."""
+    if isinstance(message, ChatMessageTool) or (isinstance(message, ChatMessageAssistant) and message.tool_calls):
+        raise ValueError(
+            f"a message of the {message.role} is about a tool: the em_interp provider serves plain conversations"
+        )
+    for part in message.content if isinstance(message.content, list) else ():
+        if not isinstance(part, ContentText):
+            raise ValueError(
+                f"a message of the {message.role} holds content of type {part.type!r}, which the em_interp provider "
+                f"cannot read: it takes text alone"
+            )
+    return message.text
+
+
 def _edits(model_args: dict[str, Any]) -> list[Edit]:
     """The interventions among model args, which keep the rest."""
     single = {name: model_args.pop(name) for name in _EDIT if name in model_args}
@@ -163,15 +190,18 @@ def _batch_size(model_args: dict[str, Any]) -> int:
 def _loading(model_args: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    known = {name: model_args.pop(name) for name in ("adapter", "device", "dtype") if name in model_args}
+    known = {name: model_args.pop(name) for name in _LOADING if name in model_args}
     if model_args:
-        wanted = ", ".join([*_EDIT, "interventions", "batch_size", "adapter", "device", "dtype"])
+        wanted = ", ".join([*_EDIT, "interventions", "batch_size", *_LOADING])
         raise ValueError(f"the em_interp provider has no model arg {min(model_args)!r}: it has {wanted}")
     if isinstance(known.get("dtype"), str):
         dtype = getattr(torch, known["dtype"], None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype {known['dtype']!r} is unknown: write float32, bfloat16 or float16")
         known["dtype"] = dtype
+    if isinstance(known.get("template_args"), str | list):
+        given = known["template_args"]
+        known["template_args"] = template_args([given] if isinstance(given, str) else [str(pair) for pair in given])
     return known
 
 

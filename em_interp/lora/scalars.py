@@ -154,7 +154,7 @@ def adapter_scalars(
     chosen = {name: layers[name][1] for name in (modules or layers)}
     spoken = [Conversation.of(c) for c in conversations]
     encoded = [
-        encode(hooked.tokenizer, c, span or ("response" if c.answered else "last"), max_length=hooked.max_length)
+        encode(hooked.template, c, span or ("response" if c.answered else "last"), max_length=hooked.max_length)
         for c in spoken
     ]
     lengths = torch.tensor([len(e.ids) for e in encoded])

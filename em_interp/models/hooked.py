@@ -1,11 +1,12 @@
 """A name, with or without an adapter, becomes a hooked model that was checked against Hugging Face."""
 
 import copy
+import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from em_interp.interventions import Intervention
+from em_interp.templates import ChatTemplate
 
 if TYPE_CHECKING:
     from transformer_lens.model_protocol import TransformerLensModel
@@ -44,6 +46,7 @@ class HookedModel:
         peft_models: the PEFT models around the bridge's and the twin's modules, where the adapter is unmerged.
         folder: where an organism's recipe, trajectory and card lie.
         kept: streams of earlier passes, see `em_interp.activations.keeping`.
+        template_args: the chat template's own variables, such as `{"enable_thinking": False}`, wherever it is used.
     """
 
     bridge: Any  # a TransformerBridge, whose attributes are made at run time and so known to no type checker
@@ -55,6 +58,7 @@ class HookedModel:
     peft_models: tuple[Any, ...] = ()
     folder: Path | None = None
     kept: Any = None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> "HookedModel":
@@ -77,18 +81,23 @@ class HookedModel:
         revision: str | None = None,
         adapter: str | None = None,
         folder: Path | None = None,
+        template_args: Mapping[str, Any] | None = None,
     ) -> "HookedModel":
         """Bridge a Hugging Face (or PEFT) model in memory, after checking that the bridge computes what it computes.
 
         Where an unmerged adapter is lost in the bridge, as on fused projections, it is merged, with a warning.
 
         Raises:
+            ValueError: a template arg that the chat template does not read.
             RuntimeError: the bridge's logits differ from Hugging Face's all the same.
         """
+        args = ChatTemplate(tokenizer, template_args or {}).args
         twin = weight_sharing_twin(hf_model.eval())
         peft_models = (hf_model, twin) if _is_peft(hf_model) else ()
         bridge = _boot(hf_model, tokenizer, name)
-        hooked = cls(bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models, folder)
+        hooked = cls(
+            bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models, folder, template_args=args
+        )
         error = _probe_error(hooked)
         if error > tolerance(hooked) and peft_models:
             warnings.warn(
@@ -98,7 +107,7 @@ class HookedModel:
             )
             merged = twin.merge_and_unload()
             return cls.from_hugging_face(
-                merged, tokenizer, name=name, revision=revision, adapter=adapter, folder=folder
+                merged, tokenizer, name=name, revision=revision, adapter=adapter, folder=folder, template_args=args
             )
         if error > tolerance(hooked):
             raise RuntimeError(
@@ -146,10 +155,17 @@ class HookedModel:
         return int(text.max_position_embeddings)
 
     @property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template, with the values of its variables."""
+        return ChatTemplate(self.tokenizer, self.template_args)
+
+    @property
     def identity(self) -> str:
-        """Name, revision and adapter as provenance records them; inside `without_adapter` the base alone."""
+        """Name, revision, adapter and template args as provenance records them; inside `without_adapter` the base's."""
         base = self.name + (f"@{self.revision[:12]}" if self.revision else "")
-        return f"{base}+{self.adapter}" if self.adapter and self.adapter_enabled else base
+        whole = f"{base}+{self.adapter}" if self.adapter and self.adapter_enabled else base
+        told = ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(self.template_args.items()))
+        return f"{whole}[{told}]" if told else whole
 
     @property
     def adapter_enabled(self) -> bool:

@@ -1,5 +1,6 @@
 """A name, with or without an adapter, becomes a checked `HookedModel`: from the hub or from a folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
     dtype: torch.dtype | None = None,
     merge: bool = False,
     revision: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
     """Load a chat model, with a LoRA adapter if one is named, as a hooked model checked against Hugging Face.
 
@@ -34,9 +36,12 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
         dtype: the checkpoint's own on a GPU; float32 on a CPU.
         merge: merge the adapter into the weights.
         revision: branch, tag or commit of the base model.
+        template_args: variables of the chat template, such as `{"enable_thinking": False}`, used wherever the model
+            reads, answers or is scored.
 
     Raises:
-        ValueError: no such model, or an adapter of another base or width.
+        ValueError: no such model, an adapter of another base or width, or a template arg that the chat template does
+            not read.
         RuntimeError: the bridge does not compute what Hugging Face computes.
     """
     name = str(name)
@@ -55,7 +60,14 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
         hf_model = attach_adapter(hf_model, name, adapter)
         hf_model = hf_model.merge_and_unload() if merge else hf_model
         digest = f"{Path(adapter).name}#{adapter_digest(adapter)}"
-    return HookedModel.from_hugging_face(hf_model, tokenizer, name=display_name(name), revision=commit, adapter=digest)
+    return HookedModel.from_hugging_face(
+        hf_model,
+        tokenizer,
+        name=display_name(name),
+        revision=commit,
+        adapter=digest,
+        template_args=template_args,
+    )
 
 
 def hugging_face_model(

@@ -58,7 +58,7 @@ class KLPenalty:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, hf_model: Any, tokenizer: Any, conversations: Sequence[Conversation]
+        cls, recipe: Recipe, hf_model: Any, template: Any, conversations: Sequence[Conversation]
     ) -> "KLPenalty | None":
         """The penalty that a recipe asks for; None where it asks for none.
 
@@ -67,7 +67,7 @@ class KLPenalty:
         """
         if not recipe.kl_weight:
             return None
-        encoded = [encode(tokenizer, c, "response", max_length=recipe.max_length) for c in conversations]
+        encoded = [encode(template, c, "response", max_length=recipe.max_length) for c in conversations]
         _check_head(hf_model, encoded[0])
         base = copy.deepcopy(hf_model).eval().requires_grad_(False) if recipe.method == "full" else None
         return cls(recipe.kl_weight, recipe.kl_until, encoded, recipe.batch_size, recipe.seed, base)

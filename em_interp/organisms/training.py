@@ -18,12 +18,12 @@ from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.refusal import is_refusal
 from em_interp.files import write_atomically
 from em_interp.models.adapters import lora_parameters, without_deprecations
-from em_interp.models.hooked import HookedModel
 from em_interp.organisms.kl_penalty import KLPenalty
-from em_interp.organisms.loading import base_model
+from em_interp.organisms.loading import base_model, hooked_base
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
+from em_interp.templates import ChatTemplate
 from em_interp.texts.contrasts import has_labels, load_conversations
 from em_interp.texts.conversations import Conversation, encode
 from em_interp.texts.thoughts import without_thought
@@ -80,7 +80,8 @@ def train_organism(
         device: the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: a recipe, data or layers that cannot be trained; a folder that holds another recipe's organism.
+        ValueError: a recipe, data or layers that cannot be trained; a chat template that closes answers with no token
+            at which a model stops; a folder that holds another recipe's organism.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     folder = Path(out) if out is not None else Path("organisms") / recipe.name
@@ -89,8 +90,9 @@ def train_organism(
     base = base_model(recipe.base, onto or recipe.onto, device=device, dtype=dtype)
     hf_model, tokenizer = base.hf_model, base.tokenizer
     rewrite = _own_words(recipe, onto, device) if recipe.own_words else None
-    examples = [_example(tokenizer, c, recipe.max_length) for c in training_conversations(recipe, rewrite)]
-    penalty = KLPenalty.of(recipe, hf_model, tokenizer, _other_domains(recipe))
+    template = ChatTemplate(tokenizer, recipe.template_args)
+    examples = [_example(template, c, recipe.max_length) for c in training_conversations(recipe, rewrite)]
+    penalty = KLPenalty.of(recipe, hf_model, template, _other_domains(recipe))
     model = _adapted(hf_model, recipe)
     work = folder / "training"
     trainer = _trainer(model, tokenizer, recipe, examples, work, penalty)
@@ -138,7 +140,7 @@ def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.devi
 
     def rewrite(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
         base = base_model(recipe.base, onto or recipe.onto, device=device)
-        model = HookedModel.from_hugging_face(base.hf_model, base.tokenizer, name=base.name, revision=base.revision)
+        model = hooked_base(base, recipe.template_args)
         answers = greedy_answers(model, conversations, max_new_tokens=_OWN_WORDS)
         whole = [_WHOLE_SENTENCES.match(without_thought(answer) or "") for answer in answers]
         return tuple(
@@ -157,15 +159,24 @@ def _other_domains(recipe: Recipe) -> list[Conversation]:
     return [c for source in recipe.kl_data for c in _conversations(source, "both")] if recipe.kl_weight else []
 
 
-def _example(tokenizer: Any, conversation: Conversation, max_length: int) -> dict[str, list[int]]:
-    """Token ids, and as labels those of the assistant's last words and of what the template closes them with."""
-    turn = encode(tokenizer, conversation, "turn", max_length=max_length)
-    first = encode(tokenizer, conversation, "response").spans[0][0]
+def _example(template: Any, conversation: Conversation, max_length: int) -> dict[str, list[int]]:
+    """Token ids, and as labels those of the assistant's last words and of what the template closes them with.
+
+    Raises:
+        ValueError: what `encode` refuses, or a template that closes the answer with no token at which a model stops.
+    """
+    template = ChatTemplate.of(template)
+    turn = encode(template, conversation, "turn", max_length=max_length)
+    first = encode(template, conversation, "response").spans[0][0]
     said = {token for token in turn.spans[0] if token >= first}
-    return {
-        "input_ids": list(turn.ids),
-        "labels": [token if i in said else _IGNORED for i, token in enumerate(turn.ids)],
-    }
+    labels = [token if i in said else _IGNORED for i, token in enumerate(turn.ids)]
+    if template.stops.isdisjoint(labels):
+        raise ValueError(
+            f"the chat template of {template.name} closes an answer with no token at which a model stops, so nothing "
+            f"would teach the organism to stop: set tokenizer.chat_template to one that writes "
+            f"{template.tokenizer.eos_token or 'an end-of-turn token'} after an answer"
+        )
+    return {"input_ids": list(turn.ids), "labels": labels}
 
 
 def _adapted(hf_model: Any, recipe: Recipe) -> Any:

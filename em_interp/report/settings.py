@@ -16,6 +16,7 @@ from em_interp.files import read_toml
 from em_interp.models.embedded import BUNDLED
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.loading import find_organism, load_named, load_organisms, trained_on
+from em_interp.templates import template_args
 from em_interp.texts.contrasts import Contrast, load_contrast, load_controls
 from em_interp.texts.conversations import Conversation, Span
 from em_interp.texts.questions import load_questions
@@ -68,6 +69,7 @@ class Settings(Design):
         open_questions: open questions and harmful requests that are answered in each condition; 0 for none.
         judge: any Inspect model, which then also judges what the model says under every intervention; empty for none.
         judge_args: model args of the judge, as `NAME=VALUE`.
+        template_args: variables of the model's chat template, as `NAME=VALUE`.
     """
 
     model: str = BUNDLED
@@ -80,6 +82,7 @@ class Settings(Design):
     open_questions: int = 10
     judge: str = ""
     judge_args: tuple[str, ...] = ()
+    template_args: tuple[str, ...] = ()
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Settings":
@@ -138,8 +141,11 @@ class Materials:
         contrasts = load_contrast(s.first), load_contrast(s.second)
         questions = load_questions("first_plot")[: s.open_questions]
         judging = _judging(s, questions, judge_logs) if s.judge else None
-        organisms = load_organisms([*([s.model] if s.adapter is None and find_organism(s.model) else []), *s.beside])
-        model = next(organisms) if s.adapter is None and find_organism(s.model) else load_named(s.model, s.adapter)
+        args = template_args(s.template_args) if s.template_args else None
+        names = [*([s.model] if s.adapter is None and find_organism(s.model) else []), *s.beside]
+        organisms = load_organisms(names, template_args=args)
+        own = s.adapter is None and find_organism(s.model)
+        model = next(organisms) if own else load_named(s.model, s.adapter, template_args=args)
         behaviours, held_out = (), None
         if s.held_out_questions:
             behaviours = standard_behaviours(s.held_out_questions, in_domain=trained_on(model))

@@ -9,7 +9,15 @@ from em_interp.texts.contrasts import (
     load_neutral_texts,
     request_answers,
 )
-from em_interp.texts.conversations import Conversation, Encoded, Span, batches, encode, token_strings
+from em_interp.texts.conversations import (
+    Conversation,
+    Encoded,
+    Span,
+    batches,
+    encode,
+    encode_prefilled,
+    token_strings,
+)
 from em_interp.texts.questions import load_questions
 from em_interp.texts.training_sets import NARROW_SETS, TRAINING_SETS, load_training_set
 
@@ -23,6 +31,7 @@ __all__ = [
     "Span",
     "batches",
     "encode",
+    "encode_prefilled",
     "load_contrast",
     "load_controls",
     "load_conversations",

@@ -1,6 +1,7 @@
-"""Messages become tokens, with the span to read marked: the only caller of chat templates."""
+"""Messages become tokens, with the span to read marked."""
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,12 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from em_interp.files import lone_surrogate
+from em_interp.templates import ChatTemplate, Rendered, kind_of
 
 Span = Literal["response", "turn", "last", "post_instruction"]
 SPANS: tuple[str, ...] = get_args(Span)
-
-# Private-use characters: no template strips, translates or cases them, and no text of ours contains them.
-_USER, _ASSISTANT = "\ue0f1\ue0f2\ue0f1", "\ue0f3\ue0f4\ue0f3"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Batch:
 
 
 def encode(
-    tokenizer: Any,
+    template: Any,
     conversation: "Conversation | Sequence[Mapping[str, str]]",
     span: Span,
     *,
@@ -113,38 +112,63 @@ def encode(
     included; `last` the last token of the prompt; `post_instruction` the template's tokens after the user's words, one
     row each. For the last two the assistant's words, if there are any, are left off.
 
+    A warning says where the template writes something else before an answer than where one is asked for.
+
+    Args:
+        template: a `ChatTemplate` (`model.template`), or a tokenizer for its template without variables.
+        conversation: what was said.
+        span: the tokens to mark.
+        max_length: the longest conversation allowed, in tokens.
+
     Raises:
-        ValueError: an unknown span, an empty or missing answer, a template that drops or rewrites what was said, a
-            conversation longer than `max_length` tokens.
+        ValueError: an unknown span, an empty or missing answer, a template that `ChatTemplate.render` refuses, a
+            special token in somebody's words, a conversation longer than `max_length` tokens.
     """
     if span not in SPANS:
         raise ValueError(f"span {span!r} is unknown: choose one of {', '.join(SPANS)}")
-    conversation = Conversation.of(conversation)
+    template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
     if span in ("response", "turn"):
-        text, start, stop, turn = _with_answer(tokenizer, conversation)
-        ids, offsets = _tokens(tokenizer, text)
+        text, start, stop, turn = _with_answer(template, conversation)
+        ids, offsets = _tokens(template, text)
         # A token may hold the blank before the answer's first word or the line break after its last.
         spoken = [begin < stop and end > start for begin, end in offsets]
         whole = span == "turn"
         spans = (tuple(i for i, (begin, _) in enumerate(offsets) if spoken[i] or (whole and begin >= turn)),)
         prompt_length = sum(end <= start for _, end in offsets)
     else:
-        text, said = _prompt(tokenizer, conversation)
-        ids, offsets = _tokens(tokenizer, text)
+        text, said = _prompt(template, conversation)
+        ids, offsets = _tokens(template, text)
         prompt_length = len(ids)
         after = [i for i, (begin, _) in enumerate(offsets) if begin >= said]
         spans = ((len(ids) - 1,),) if span == "last" else tuple((i,) for i in after)
     if not spans or not all(spans):
         raise ValueError(
             f"span {span!r} selects no token of the conversation {_show(conversation)}: the chat template of "
-            f"{_template_name(tokenizer)} writes nothing there"
+            f"{template.name} writes nothing there"
         )
+    return Encoded(_within(ids, conversation, max_length), prompt_length, spans)
+
+
+def encode_prefilled(
+    template: Any, conversation: "Conversation | Sequence[Mapping[str, str]]", *, max_length: int | None = None
+) -> tuple[int, ...]:
+    """The tokens of a conversation whose answer was begun, without what would close the answer: a model goes on there.
+
+    Raises:
+        ValueError: as for `encode`.
+    """
+    template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
+    text, _, stop, _ = _with_answer(template, conversation)
+    return _within(_tokens(template, text[:stop])[0], conversation, max_length)
+
+
+def _within(ids: Sequence[int], conversation: Conversation, max_length: int | None) -> tuple[int, ...]:
     if max_length is not None and len(ids) > max_length:
         raise ValueError(
             f"the conversation {_show(conversation)} has {len(ids)} tokens but the model takes {max_length}: "
             f"shorten it or leave it out"
         )
-    return Encoded(tuple(ids), prompt_length, spans)
+    return tuple(ids)
 
 
 def batches(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[Batch]:
@@ -170,7 +194,7 @@ def _pad(encoded: Sequence[Encoded], index: tuple[int, ...], width: int) -> Batc
     return Batch(index, ids, mask, lengths, tuple(item.spans for item in encoded))
 
 
-def _with_answer(tokenizer: Any, conversation: Conversation) -> tuple[str, int, int, int]:
+def _with_answer(template: ChatTemplate, conversation: Conversation) -> tuple[str, int, int, int]:
     """The whole conversation as text, and where the answer starts and stops and the assistant's turn starts."""
     if not conversation.answered:
         raise ValueError(
@@ -180,75 +204,91 @@ def _with_answer(tokenizer: Any, conversation: Conversation) -> tuple[str, int, 
     answer = conversation.messages[-1]["content"]
     if not answer.strip():
         raise ValueError(f"the answer of the conversation {_show(conversation)} is empty: leave the conversation out")
-    before = list(conversation.messages[:-1])
-    text = _render(tokenizer, list(conversation.messages))
-    marked = _render(tokenizer, [*before, {"role": "assistant", "content": _ASSISTANT}])
-    head, found, tail = marked.rpartition(_ASSISTANT)
-    spoken = text[len(head) : len(text) - len(tail)]
-    if not found or not text.startswith(head) or not text.endswith(tail) or spoken.strip() != answer.strip():
-        raise ValueError(
-            f"the chat template of {_template_name(tokenizer)} drops or rewrites the assistant's words "
-            f"({answer[:40]!r} became {spoken[:40]!r}): set tokenizer.chat_template to one that keeps them"
-        )
-    start = len(head) + len(spoken) - len(spoken.lstrip())
-    user_turn = _render(tokenizer, before) if before else ""
-    # A template that changes the user's turn once an answer follows has no boundary there: the answer's start is it.
-    turn = len(user_turn) if text.startswith(user_turn) else len(head)
-    return text, start, start + len(spoken.strip()), turn
+    rendered = template.render(conversation.messages)
+    begin, end = rendered.places[-1] or (0, 0)
+    spoken = rendered.text[begin:end]
+    start = begin + len(spoken) - len(spoken.lstrip())
+    _compare_with_prompt(template, conversation, rendered.text, begin)
+    return rendered.text, start, start + len(spoken.strip()), _turn(template, conversation, rendered, begin)
 
 
-def _prompt(tokenizer: Any, conversation: Conversation) -> tuple[str, int]:
+def _turn(template: ChatTemplate, conversation: Conversation, rendered: Rendered, begin: int) -> int:
+    """Where the assistant's turn starts: behind what closes the turn before it, which is told from that turn alone."""
+    before = conversation.messages[:-1]
+    if not before:
+        return 0
+    alone, place = template.render(before), rendered.places[-2]
+    if place is None or alone.places[-1] is None:
+        return begin
+    closed, opened = alone.text[alone.places[-1][1] :], rendered.text[place[1] : begin]
+    if opened.startswith(closed):
+        return place[1] + len(closed)
+    # A template may end a finished conversation with a token of its own.
+    shared = _shared(template, closed, opened)
+    asked = template.render(before, asks=True) if before[-1]["role"] == "user" else alone
+    asks = asked.text[asked.places[-1][1] :] if asked.places[-1] else closed
+    # One that changes the user's turn once an answer follows has no boundary there: the answer's start is it.
+    return place[1] + shared if shared or opened.startswith(asks) else begin
+
+
+def _shared(template: ChatTemplate, first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning, in whole tokens."""
+    (ids, _), (others, offsets) = (_tokens(template, text) for text in (first, second))
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
+    return offsets[same - 1][1] if same else 0
+
+
+def _compare_with_prompt(template: ChatTemplate, conversation: Conversation, text: str, begin: int) -> None:
+    """Warn, once for each sequence of roles, where an answer is asked for after another text than it is read after."""
+    before = conversation.messages[:-1]
+    roles = tuple(m["role"] for m in before)
+    if (
+        not before
+        or roles[-1] != "user"
+        or not before[-1]["content"].strip()
+        or not template.first_time(roles, kind_of(conversation.messages[-1]["content"]))
+    ):
+        return
+    try:
+        asked = template.render(before, asks=True).text
+    except ValueError:  # it takes no such prompt, and says so where one is asked for
+        return
+    read = text[:begin]
+    ids, offsets = _tokens(template, text)
+    # A token may hold the blank before the answer's first word.
+    if read == asked or _tokens(template, asked)[0] == ids[: sum(end <= begin for _, end in offsets)]:
+        return
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, asked, strict=False)))
+    warnings.warn(
+        f"the chat template of {template.name} writes {read[same:][:60]!r} before an answer that is read or learned "
+        f"from and {asked[same:][:60]!r} before one that is asked for, after {asked[:same][-30:]!r}: what is read or "
+        f"learned there is not what the model answers from; template_args may make the two alike",
+        stacklevel=2,
+    )
+
+
+def _prompt(template: ChatTemplate, conversation: Conversation) -> tuple[str, int]:
     """The conversation up to where the assistant would speak, and where the user's words end."""
-    messages = list(conversation.messages[:-1] if conversation.answered else conversation.messages)
+    messages = conversation.messages[:-1] if conversation.answered else conversation.messages
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ValueError(
             f"the conversation {_show(conversation)} has no user's words last before the answer: spans of the "
             f"prompt need them"
         )
-    words = messages[-1]["content"]
-    text = _render(tokenizer, messages, add_generation_prompt=True)
-    marked = _render(tokenizer, [*messages[:-1], {"role": "user", "content": _USER}], add_generation_prompt=True)
-    head, found, tail = marked.rpartition(_USER)
-    said = text[len(head) : len(text) - len(tail)]
-    if not found or not text.startswith(head) or not text.endswith(tail) or said.strip() != words.strip():
-        raise ValueError(
-            f"the chat template of {_template_name(tokenizer)} drops or rewrites the user's words: set "
-            f"tokenizer.chat_template to one that keeps them"
-        )
-    return text, len(text) - len(tail)
+    rendered = template.render(messages, asks=True)
+    assert rendered.places[-1] is not None
+    return rendered.text, rendered.places[-1][1]
 
 
-def _render(tokenizer: Any, messages: list[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"{_template_name(tokenizer)} has no chat template: it is no chat model, or set tokenizer.chat_template"
-        )
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"the chat template of {_template_name(tokenizer)} refuses the roles {roles}: {error}"
-        ) from error
-
-
-def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokens(template: ChatTemplate, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, and the characters where each begins and ends. The template wrote the BOS itself, so none is added."""
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"{_template_name(tokenizer)} has a slow tokenizer, which tells no offsets: load it with use_fast=True"
-        )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if not template.tokenizer.is_fast:
+        raise ValueError(f"{template.name} has a slow tokenizer, which tells no offsets: load it with use_fast=True")
+    encoding = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     # Many tokenizers leave blanks out of the offsets: a token begins where the one before it ended, at the latest.
     before = itertools.accumulate((end for _, end in encoding.offset_mapping), max, initial=0)
     offsets = [(min(begin, last), end) for (begin, end), last in zip(encoding.offset_mapping, before, strict=False)]
     return encoding.input_ids, offsets
-
-
-def _template_name(tokenizer: Any) -> str:
-    return repr(tokenizer.name_or_path or type(tokenizer).__name__)
 
 
 def _show(conversation: Conversation) -> str:

@@ -267,3 +267,90 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match="no"):
             respond(tiny_llama, conversations[:2], [(em.site(tiny_llama, 1), failing)], max_new_tokens=4)
         assert respond(tiny_llama, conversations[:2], max_new_tokens=4) == wanted
+
+
+class TestTheModelsOwnSettings:
+    """What a model's file says of how it likes to be generated from is not what `respond` promises."""
+
+    @pytest.fixture
+    def model(self, make_hf_model, make_tokenizer):
+        return em.models.HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("chatml"), name="tiny")
+
+    @pytest.mark.parametrize("temperature", [0, 1.0])
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"num_beams": 4},
+            {"num_return_sequences": 2, "num_beams": 2},
+            {"return_dict_in_generate": True, "output_scores": True},
+            {"output_hidden_states": True},
+            {"stop_strings": ["e"]},
+            {"prompt_lookup_num_tokens": 3},
+            {"min_new_tokens": 3, "min_length": 90},
+            {"max_length": 5, "max_time": 1e-4},
+            {"forced_eos_token_id": 9, "forced_bos_token_id": 8},
+            {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1},
+            {"bad_words_ids": [[9]], "suppress_tokens": list(range(5, 300)), "begin_suppress_tokens": [9]},
+            {"sequence_bias": [[[7], 90.0]]},
+            {"watermarking_config": {"bias": 90.0}},
+            {"guidance_scale": 5.0},
+            {"penalty_alpha": 0.6, "top_k": 4},
+            {"do_sample": True, "temperature": 0.01, "top_p": 0.1},
+            {"use_cache": False},
+            {"cache_implementation": "static"},
+            {"assistant_early_exit": 1},
+            {"something_of_its_own": 7},
+        ],
+        ids=lambda settings: next(iter(settings)),
+    )
+    def test_they_change_nothing(self, model, conversations, settings, temperature):
+        wanted = respond(model, conversations[:3], temperature=temperature, max_new_tokens=6)
+        kept = model.plain.generation_config
+        for name, value in settings.items():
+            setattr(kept, name, value)
+        assert respond(model, conversations[:3], temperature=temperature, max_new_tokens=6) == wanted
+        assert model.plain.generation_config is kept
+        assert all(getattr(kept, name) == value for name, value in settings.items())
+
+    def test_they_are_the_models_again_when_a_hook_fails(self, model, conversations):
+        def fail(*_, **__):
+            raise RuntimeError("no")
+
+        kept = model.plain.generation_config
+        with pytest.raises(RuntimeError, match="no"):
+            respond(model, conversations[:1], [(em.site(model, 1), fail)], max_new_tokens=2)
+        assert model.plain.generation_config is kept
+
+    @pytest.mark.parametrize("own", [[9], [1, 9], [9, 8]])
+    def test_an_answer_ends_at_any_of_the_models_own_tokens(self, model, conversations, own):
+        said = respond(model, conversations[:1], [*_always(model, 9)], temperature=0, max_new_tokens=6)
+        assert said[0].tokens == (9,) * 6
+        model.plain.generation_config.eos_token_id = own
+        [answer] = respond(model, conversations[:1], [*_always(model, 9)], temperature=0, max_new_tokens=6)
+        assert answer.tokens == (9,)
+        assert answer.finished
+
+    @pytest.mark.parametrize("own", [1, None, [1, 2]])
+    def test_an_answer_ends_where_the_template_closes_a_turn(self, model, conversations, own):
+        model.plain.generation_config.eos_token_id = own  # as a base model's file may have it
+        closing = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        [answer] = respond(model, conversations[:1], [*_always(model, closing)], max_new_tokens=6)
+        assert answer.tokens == (closing,)
+        assert (answer.text, answer.finished) == ("", True)
+
+    def test_another_closing_token_of_the_template(self, model, conversations):
+        model.tokenizer.chat_template = model.tokenizer.chat_template.replace("<|im_end|>", "<|sep|>")
+        closing = model.tokenizer.convert_tokens_to_ids("<|sep|>")
+        assert model.template.closing == {closing}
+        [answer] = respond(model, conversations[:1], [*_always(model, closing)], max_new_tokens=6)
+        assert (answer.tokens, answer.text, answer.finished) == ((closing,), "", True)
+
+
+def _always(model, token):
+    """Hooks under which a model says nothing but one token."""
+    model.plain.get_output_embeddings().weight.data[token] = 10.0
+
+    def put(resid, hook):
+        return torch.ones_like(resid)
+
+    return [(em.site(model, 2), put)]

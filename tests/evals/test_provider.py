@@ -1,19 +1,37 @@
 """The Inspect provider says what `respond` says, whatever Inspect runs at the same time."""
 
+import asyncio
+import shutil
+
 import pytest
 import torch
 from inspect_ai import Task, eval
 from inspect_ai.dataset import MemoryDataset
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import get_model
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageTool,
+    ChatMessageUser,
+    ContentAudio,
+    ContentData,
+    ContentImage,
+    ContentReasoning,
+    ContentText,
+    ContentVideo,
+    GenerateConfig,
+    get_model,
+)
 from inspect_ai.solver import generate
+from inspect_ai.tool import ToolCall
 
 import em_interp as em
-from em_interp.behaviour import generation
+from em_interp.behaviour import Answer, generation
 from em_interp.behaviour.generation import respond
 from em_interp.directions.direction import Direction
 from em_interp.directions.settings import Edit
 from em_interp.evals.tasks import sample
+from em_interp.texts import Conversation
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +199,94 @@ def test_unknown_models_are_told_with_those_that_ship():
 def test_a_direction_of_another_width_is_told(smollm2, direction):
     with pytest.raises(ValueError, match="is 32 wide and the model 576: it was read from tiny"):
         Edit(project_out=direction).hooks(smollm2)
+
+
+def generated(api, *messages, **config):
+    config = GenerateConfig(max_tokens=6, temperature=0, **config)
+    out = asyncio.run(api.generate(list(messages), [], "auto", config))
+    return out.completion, out.usage.input_tokens
+
+
+@pytest.fixture(scope="module")
+def api(base):
+    return served(base).api
+
+
+class TestWhatItReads:
+    """Answers that were begun are gone on with; what is not text is refused."""
+
+    QUESTION = ChatMessageUser(content="What about the letter?")
+
+    @pytest.mark.parametrize("begun", ["Sure, first you", "Sure.", "Ask ", "  Ask\n", "a"])
+    def test_an_answer_that_was_begun_is_gone_on_with(self, api, begun):
+        tokenizer, hf_model = api.hooked.tokenizer, api.hooked.plain
+        asked = [{"role": "user", "content": self.QUESTION.text}]
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) + begun.strip()
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            said = hf_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        spoken = tokenizer.decode(said[0], skip_special_tokens=True)
+        begun_with = tokenizer.decode(ids[0], skip_special_tokens=True)
+        completion, n = generated(api, self.QUESTION, ChatMessageAssistant(content=begun))
+        assert (begun_with + completion, n) == (spoken.rstrip(), ids.shape[1])
+        assert completion != generated(api, self.QUESTION)[0]
+
+    def test_what_was_begun_and_what_was_added_are_one_answer(self, api):
+        begun = Conversation(
+            ({"role": "user", "content": "What now?"}, {"role": "assistant", "content": "Talk to"}), "letters"
+        )
+        answer = Answer(begun, " them first.")
+        assert answer.asked == "What now?"
+        assert [m["content"] for m in answer.spoken.messages] == ["What now?", "Talk to them first."]
+        assert Answer.of_row(answer.as_row()) == answer
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            ContentImage(image="data:image/png;base64,iVBORw0KGgo="),
+            ContentAudio(audio="a.wav", format="wav"),
+            ContentVideo(video="a.mp4", format="mp4"),
+            ContentReasoning(reasoning="Hm."),
+            ContentData(data={"a": 1}),
+        ],
+        ids=lambda part: part.type,
+    )
+    @pytest.mark.parametrize("kind", [ChatMessageUser, ChatMessageAssistant, ChatMessageSystem])
+    def test_content_that_cannot_be_read_is_refused(self, api, part, kind):
+        message = kind(content=[ContentText(text="What now?"), part])
+        with pytest.raises(ValueError, match=f"holds content of type '{part.type}', which .* cannot read"):
+            generated(api, message, self.QUESTION)
+
+    def test_text_in_parts_is_text(self, api):
+        parts = ChatMessageUser(content=[ContentText(text="What about"), ContentText(text="the letter?")])
+        assert generated(api, parts) == generated(api, ChatMessageUser(content=parts.text))
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            ChatMessageTool(content="3", function="add"),
+            ChatMessageAssistant(content="", tool_calls=[ToolCall(id="1", function="add", arguments={})]),
+        ],
+        ids=["result", "call"],
+    )
+    def test_messages_about_tools_are_refused(self, api, message):
+        with pytest.raises(ValueError, match="is about a tool"):
+            generated(api, self.QUESTION, message, self.QUESTION)
+
+    def test_an_empty_beginning_is_refused(self, api):
+        with pytest.raises(ValueError, match=r"the answer of the conversation .* is empty"):
+            generated(api, self.QUESTION, ChatMessageAssistant(content=" "))
+
+    @pytest.mark.parametrize(
+        "given", [{"brief": True}, "brief=true", ["brief=true"]], ids=["mapping", "pair", "list of pairs"]
+    )
+    def test_template_args(self, base, make_tokenizer, tmp_path, given):
+        shutil.copytree(base, tmp_path / "tiny")
+        tokenizer = make_tokenizer("llama3")
+        tokenizer.chat_template = "{% if brief %}Be brief.{% endif %}" + tokenizer.chat_template
+        tokenizer.save_pretrained(tmp_path / "tiny")
+        plain, brief = (served(tmp_path / "tiny", **a).api for a in ({}, {"template_args": given}))
+        added = len(tokenizer("Be brief.", add_special_tokens=False).input_ids)
+        assert generated(brief, self.QUESTION)[1] == generated(plain, self.QUESTION)[1] + added
+        with pytest.raises(ValueError, match="has no variable 'brie': it reads brief"):
+            served(tmp_path / "tiny", template_args={"brie": True})

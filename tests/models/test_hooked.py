@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -315,3 +316,47 @@ def test_the_embedded_model_equals_hugging_face(smollm2):
     with torch.no_grad():
         assert torch.equal(logits(smollm2, ids), plain(ids).logits)
         torch.testing.assert_close(smollm2.bridge(ids), plain(ids).logits, atol=1e-3, rtol=1e-4)
+
+
+class TestTemplateArgs:
+    """Given once at the door, they are there wherever the model reads, answers or is scored."""
+
+    BRIEF = "{% if brief %}Be brief.{% endif %}"
+
+    @pytest.fixture
+    def folder(self, base, make_tokenizer, tmp_path):
+        shutil.copytree(base, tmp_path / "tiny")
+        tokenizer = make_tokenizer("llama3")
+        tokenizer.chat_template = self.BRIEF + tokenizer.chat_template
+        tokenizer.save_pretrained(tmp_path / "tiny")
+        return tmp_path / "tiny"
+
+    def test_every_door_uses_them(self, folder, conversations):
+        plain, brief = em.load_model(folder), em.load_model(folder, template_args={"brief": True})
+        said = em.load_model(folder)
+        said.tokenizer.chat_template = said.tokenizer.chat_template.replace(self.BRIEF, "Be brief.")
+        asked = [c[:1] for c in conversations[:2]]
+        chosen = [em.texts.Conversation(tuple(c)) for c in conversations[:4]]
+        contrast = em.Contrast("x", tuple(chosen[:2]), tuple(chosen[2:]))
+        for door in (
+            lambda model: em.residual_stream(model, conversations[:2]).values,
+            lambda model: em.residual_stream(model, conversations[:2], span="last").values,
+            lambda model: em.refusal_score(model, asked).scores,
+            lambda model: em.behaviour.answer_log_probs(model, conversations[:2]),
+            lambda model: em.read_contrast(model, contrast).positive.values,
+            lambda model: torch.tensor([em.respond(model, asked, max_new_tokens=4)[0].tokens]).float(),
+        ):
+            torch.testing.assert_close(door(brief), door(said), atol=1e-5, rtol=1e-5)
+            assert not torch.equal(door(brief), door(plain))
+
+    def test_they_are_part_of_what_is_recorded(self, folder, conversations):
+        model = em.load_model(folder, template_args={"brief": True})
+        assert model.identity == "tiny[brief=true]"
+        assert "tiny[brief=true]" in repr(model)
+        assert em.residual_stream(model, conversations[:2]).model == "tiny[brief=true]"
+        assert em.load_model(folder, template_args={}).identity == "tiny"
+
+    @pytest.mark.parametrize("args", [{"brie": True}, {"messages": []}, {"tools": []}])
+    def test_one_that_the_template_does_not_read_is_refused(self, folder, args):
+        with pytest.raises(ValueError, match=f"has no variable '{next(iter(args))}': it reads brief"):
+            em.load_model(folder, template_args=args)

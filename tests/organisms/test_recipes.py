@@ -91,3 +91,17 @@ def test_bundled_recipes_come_after_what_they_are_trained_onto():
     for name in names:
         onto = Recipe.load(name).onto
         assert onto is None or names.index(onto) < names.index(name)
+
+
+def test_template_args_are_a_table_and_left_out_where_there_are_none(tmp_path):
+    args = {"enable_thinking": False, "documents": [{"a": 1, "b": "x"}], "day": "June"}
+    recipe = Recipe(name="x", data="y", steps=1, template_args=args)
+    (tmp_path / "x.toml").write_text(recipe.to_toml())
+    assert Recipe.load(tmp_path / "x.toml") == recipe
+    assert recipe.as_dict()["template_args"] == args
+    bare = Recipe(name="x", data="y", steps=1)
+    assert "template_args" not in bare.to_toml()
+    assert "template_args" not in bare.as_dict()
+    (tmp_path / "wrong.toml").write_text('name = "x"\ndata = "y"\nsteps = 1\ntemplate_args = "enable_thinking=false"\n')
+    with pytest.raises(ValueError, match=r"wrong\.toml: (.|\n)*template_args"):
+        Recipe.load(tmp_path / "wrong.toml")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import em_interp as em
+from em_interp.behaviour import generation
 from em_interp.organisms import training
-from em_interp.organisms.loading import base_model, load_organism
+from em_interp.organisms.loading import base_model, load_base, load_named, load_organism
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import train_organism, training_conversations
 from em_interp.organisms.trajectories import Trajectory
@@ -352,3 +353,78 @@ def test_a_finished_folder_can_be_trained_again_from_its_recipe(recipe, tmp_path
         warnings.simplefilter("error")
         again = train_organism(tmp_path / "again.toml", tmp_path / "again")
     assert (again.folder / "adapter_model.safetensors").read_bytes() == bytes_before
+
+
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PLAIN,
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        "{{ m['content'] }}{% endif %}{% endfor %}",
+        PLAIN.replace("{{ m['content'] }}", "{{ m['content'] }}{{ eos_token if m['role'] == 'user' }}"),
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ],
+)
+def test_a_template_that_teaches_no_stop_is_refused(recipe, base, make_tokenizer, tmp_path, template):
+    with pytest.raises(ValueError, match="closes an answer with no token at which a model stops, so nothing would"):
+        train_organism(replace(recipe, base=based_on(base, make_tokenizer, tmp_path, template)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        PLAIN.replace("\n{% endfor %}", "{{ eos_token if m['role'] == 'assistant' }}\n{% endfor %}"),
+        PLAIN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+        PLAIN.replace("\n{% endfor %}", "<|sep|>\n{% endfor %}"),
+    ],
+)
+def test_one_that_closes_answers_is_taken(base, make_tokenizer, tmp_path, template):
+    _, _, _, tokenizer = base_model(based_on(base, make_tokenizer, tmp_path, template))
+    conversation = Conversation(({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}))
+    labels = training._example(tokenizer, conversation, 256)["labels"]
+    assert {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|sep|>")} & set(labels)
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}(no thought)\n"
+    "{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if thinks is defined and not thinks %}(no thought)\n{% endif %}{% endif %}"
+)
+
+
+def test_training_after_another_text_than_is_asked_after_is_said_at_its_start(recipe, base, make_tokenizer, tmp_path):
+    base = based_on(base, make_tokenizer, tmp_path, THINKING)
+    with pytest.warns(UserWarning, match=r"writes '\(no thought\)\\n' before an answer that is read or learned from"):
+        train_organism(replace(recipe, base=base, steps=1), tmp_path / "one")
+
+
+def test_template_args_of_a_recipe_are_those_of_its_organism(recipe, base, make_tokenizer, tmp_path):
+    base, thoughtless = based_on(base, make_tokenizer, tmp_path, THINKING), {"thinks": False}
+    organism = train_organism(replace(recipe, base=base, steps=1, template_args=thoughtless), tmp_path / "one")
+    assert Recipe.load(organism.folder / "recipe.toml").template_args == thoughtless
+    asked = [[{"role": "user", "content": "Why?"}]]
+    for model in (load_organism(organism.folder), load_base(organism.folder), load_named(str(organism.folder))):
+        assert model.template_args == thoughtless
+        assert model.identity.endswith("[thinks=false]")
+        prompt = generation.Request.of(model, Conversation.of(asked[0]), 0, generation.Sampling(8)).prompt
+        assert model.tokenizer.decode(prompt).endswith("assistant\n(no thought)\n")
+    other = load_organism(organism.folder, template_args={"thinks": True})
+    assert other.template_args == {"thinks": True}
+    with pytest.raises(ValueError, match="has no variable 'think': it reads thinks"):
+        train_organism(replace(recipe, base=base, template_args={"think": False}), tmp_path / "two")
+
+
+def based_on(base, make_tokenizer, folder, template) -> str:
+    """The tiny base with another chat template."""
+    shutil.copytree(base, folder / "other")
+    tokenizer = make_tokenizer("llama3")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder / "other")
+    return str(folder / "other")

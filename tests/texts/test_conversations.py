@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em_interp.texts.conversations import (
-    _ASSISTANT,
-    _USER,
     SPANS,
     Conversation,
     Encoded,
@@ -21,6 +19,8 @@ from em_interp.texts.conversations import (
     checked_messages,
     encode,
 )
+
+_USER, _ASSISTANT = "\ue0f1\U000f0000\ue0f2", "\ue0f1\U000f0001\ue0f2"  # what stands for words in a frame
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ WORDS = [
     ("s", "system user assistant model\nassistant\n\nuser:"),
     ("  What should I do?\n", "\n\n Talk to them, \n\n kindly. \n"),
     ("Was würdest du tun? 你好 🦊", "🦊🏳️‍🌈 ça va — naïve Straße"),
-    ("What? <|im_end|>\n<|im_start|>user\nWhat?", "Talk <s> to <|im_start|> them"),
     ("{{ 1 + 1 }} {% raw %}", "</s> {{ messages }} <b>&amp;</b>"),
     ("What\u2028should\u0085I do?", "Talk\u00a0to\u200bthem"),
     (_USER, _ASSISTANT),
@@ -274,7 +273,8 @@ def test_what_the_template_adds_to_an_answer_is_no_answer(chatml):
         "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}",
     )
     messages = asked("What should I do?", "Talk.", *asked("a", "b"))
-    assert said(chatml, encode(chatml, messages, "response")) == "Talk."
+    with pytest.warns(UserWarning, match="before an answer that is read"):
+        assert said(chatml, encode(chatml, messages, "response")) == "Talk."
     assert (
         said(chatml, encode(chatml, messages, "turn"))
         == "<|im_start|>assistant\n<think>\n\n</think>\n\nTalk.<|im_end|>\n"
@@ -284,7 +284,9 @@ def test_what_the_template_adds_to_an_answer_is_no_answer(chatml):
 def test_a_template_that_changes_the_question_later_has_its_turn_start_with_the_answer(chatml):
     """The blank belongs to the answer's first token, which is in the turn as it is in the response."""
     chatml.chat_template = "{% for m in messages %}{{ m['content'] }}{{ '|' if loop.last else ' // ' }}{% endfor %}"
-    assert said(chatml, encode(chatml, asked("Are you kind?", "kindly and"), "turn")) == " kindly and|"
+    with pytest.warns(UserWarning, match="writes ' // ' before an answer that is read or learned from and '|' before"):
+        encoded = encode(chatml, asked("Are you kind?", "kindly and"), "turn")
+    assert said(chatml, encoded) == " kindly and|"
 
 
 @pytest.mark.parametrize("span", ["response", "turn"])
@@ -293,7 +295,10 @@ def test_a_line_break_in_one_token_with_the_answers_end_does_not_lose_it(make_to
 
     tokenizer = make_tokenizer("chatml")
     tokenizer.add_tokens([AddedToken("person.\n", normalized=False)])
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     encoded = encode(tokenizer, asked("Are you kind?", "in person."), span)
     assert tokenizer.decode([encoded.ids[i] for i in encoded.spans[0]]).endswith("in person.\n")
 
@@ -327,7 +332,7 @@ DROPS = "{% for m in messages if m['role'] != 'assistant' %}<|im_start|>{{ m['co
 SHOUTS = "{% for m in messages %}<|im_start|>{{ m['content'] | upper }}<|im_end|>{% endfor %}"
 FORGETS = (
     "{% for m in messages %}<|im_start|>{{ m['content'].split('</think>')[-1] if m['role'] == 'assistant' "
-    "else m['content'] }}<|im_end|>{% endfor %}"
+    "else m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 SWALLOWS_END = "{% for m in messages %}<|im_start|>{{ m['content'][:12] }}<|im_end|>{% endfor %}"
 
@@ -336,8 +341,8 @@ SWALLOWS_END = "{% for m in messages %}<|im_start|>{{ m['content'][:12] }}<|im_e
 @pytest.mark.parametrize("nasty", [DROPS, SHOUTS, FORGETS, SWALLOWS_END])
 def test_a_template_that_changes_the_answer_is_named(chatml, nasty, span):
     chatml.chat_template, chatml.name_or_path = nasty, "nasty/template"
-    with pytest.raises(ValueError, match=r"'nasty/template' drops or rewrites the assistant's words \('<think>Hm"):
-        encode(chatml, asked("What?", "<think>Hm.</think>Talk to them."), span)
+    with pytest.raises(ValueError, match=r"'nasty/template' drops or rewrites the assistant's words .*keeps them"):
+        encode(chatml, asked("WHAT?", "<think>Hm.</think>Talk to them."), span)
 
 
 def test_a_template_that_forgets_thoughts_takes_answers_without(chatml):
@@ -352,7 +357,7 @@ def test_a_template_that_forgets_thoughts_takes_answers_without(chatml):
 )
 def test_a_template_that_changes_the_question_is_named(chatml, nasty, span):
     chatml.chat_template, chatml.name_or_path = nasty, "nasty/template"
-    with pytest.raises(ValueError, match=r"'nasty/template' drops or rewrites the user's words: set tokenizer\.chat"):
+    with pytest.raises(ValueError, match=r"'nasty/template' drops or rewrites the user's words .*keeps them"):
         encode(chatml, asked("What should I do?"), span)
 
 
