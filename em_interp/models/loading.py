@@ -1,12 +1,17 @@
 """A name, with or without an adapter, becomes a checked `HookedModel`: from the hub or from a folder."""
 
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from em_interp.models.adapters import adapter_base, adapter_digest, attach_adapter
+from em_interp.models.adapter_files import adapter_base, beside, first_line, has_tokenizer
+from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
 from em_interp.models.hooked import HookedModel
+from em_interp.models.probe import listed
 
 KNOWN = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -29,14 +34,16 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
 
     Args:
         name: a hub name, a local folder, or an adapter folder, whose `adapter_config.json` names its base.
-        adapter: hub name or folder of a PEFT LoRA adapter; unmerged, so that `without_adapter` gives the exact base.
+        adapter: hub name or folder of a PEFT adapter; unmerged, so that `without_adapter` gives the exact base. The
+            tokenizer and the chat template that lie beside it are used.
         device: the first CUDA device if there is one, else the CPU.
         dtype: the checkpoint's own on a GPU; float32 on a CPU.
         merge: merge the adapter into the weights.
         revision: branch, tag or commit of the base model.
 
     Raises:
-        ValueError: no such model, or an adapter of another base or width.
+        ValueError: no such model; weights that are missing, left over, of another shape or not finite; code of its
+            own, which is never run; or an adapter that does not fit, is not whole, or acts outside of the modules.
         RuntimeError: the bridge does not compute what Hugging Face computes.
     """
     name = str(name)
@@ -48,40 +55,165 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
                 f"as the name"
             )
         name, adapter = base, name
-    hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
-    commit = getattr(hf_model.config, "_commit_hash", None) or revision
-    digest = None
-    if adapter is not None:
-        hf_model = attach_adapter(hf_model, name, adapter)
-        hf_model = hf_model.merge_and_unload() if merge else hf_model
-        digest = f"{Path(adapter).name}#{adapter_digest(adapter)}"
-    return HookedModel.from_hugging_face(hf_model, tokenizer, name=display_name(name), revision=commit, adapter=digest)
+        _check_base(name, adapter)
+    if adapter is None:
+        hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
+        return HookedModel.from_hugging_face(
+            hf_model, tokenizer, name=display_name(name), revision=_commit(hf_model) or revision
+        )
+    tokenizer = tokenizer_with(adapter, name, revision)
+    hf_model = _weights(name, device, dtype, revision)
+    commit = _commit(hf_model) or revision
+    peft_model, untuned = adapted(hf_model, name, adapter)
+    return HookedModel.from_hugging_face(
+        merge_adapter(peft_model) if merge else peft_model,
+        tokenizer,
+        name=display_name(name),
+        revision=commit,
+        adapter=f"{Path(adapter).name}#{adapter_digest(adapter)}",
+        untuned=None if merge else untuned,
+    )
 
 
 def hugging_face_model(
     name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None, revision: str | None = None
 ) -> tuple[Any, Any]:
     """The bare Hugging Face model and its tokenizer; device and dtype default as in `load_model`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    tokenizer = _tokenizer(name, revision)
+    return _weights(name, device, dtype, revision), tokenizer
+
+
+def _check_base(base: str, adapter: str) -> None:
+    """An adapter that was loaded by its own name needs a base that can be loaded by the name it gives."""
+    if adapter_base(base) is not None:
+        raise ValueError(f"{base}, which the adapter {adapter} names as its base, is an adapter itself: merge it first")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ValueError(
+            f"adapter {adapter} names as its base a folder that is not here, {base}: give the base by hand, "
+            f"load_model(BASE, adapter={adapter!r})"
+        )
+
+
+def tokenizer_with(adapter: str | Path, base: str, revision: str | None = None) -> Any:
+    """The tokenizer that lies beside an adapter, which is the one it was trained with; else the base's.
+
+    A chat template is taken from the same place, or where there is none from the other. A difference between the two
+    is told in a warning.
+
+    Raises:
+        ValueError: neither has a tokenizer that can be read.
+    """
+    if not has_tokenizer(adapter):
+        return with_template(adapter, _tokenizer(base, revision))
+    own = with_template(adapter, _tokenizer(str(adapter), None))
+    try:
+        other = _tokenizer(base, revision)
+    except ValueError:  # a base that comes without one
+        return own
+    own.chat_template = own.chat_template or other.chat_template
+    differs = [
+        what
+        for what, same in (
+            ("tokens", own.get_vocab() == other.get_vocab()),
+            ("chat template", other.chat_template in (None, own.chat_template)),
+        )
+        if not same
+    ]
+    if differs:
+        warnings.warn(
+            f"the tokenizer beside adapter {adapter} is used, and its {' and '.join(differs)} differ from those of "
+            f"{base}: to use the base's template set model.tokenizer.chat_template",
+            stacklevel=3,
+        )
+    return own
+
+
+def with_template(adapter: str | Path, tokenizer: Any) -> Any:
+    """A tokenizer with the chat template that lies beside an adapter, if there is one in a file of its own."""
+    file = beside(adapter, "chat_template.jinja")
+    if file is None:
+        return tokenizer
+    template = file.read_text(encoding="utf-8")
+    if tokenizer.chat_template not in (None, template):
+        warnings.warn(
+            f"the chat template beside adapter {adapter} is used, which differs from its base's: to use the base's set "
+            f"model.tokenizer.chat_template",
+            stacklevel=4,
+        )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _tokenizer(name: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    with _told(name):
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | None, revision: str | None) -> Any:
+    """A model whose every tensor came from its file.
+
+    Raises:
+        ValueError: there is none, or tensors are missing, left over or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
+    with _told(name):
+        hf_model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=wanted,
+            revision=revision,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            adapter_kwargs={"subfolder": ".no-adapter"},  # else an adapter's file left in the folder is loaded too
+            **placement,
+        )
+    _check_complete(name, found)
+    return hf_model.to(device)
+
+
+def _check_complete(name: str, found: Mapping[str, Any]) -> None:
+    """What transformers would draw at random, or leave in the file, is an error."""
+    wrong = {"missing": found["missing_keys"], "not of this model": found["unexpected_keys"]}
+    wrong["of another shape"] = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in found["mismatched_keys"]]
+    reasons = [f"{reason}: {listed(names)}" for reason, names in wrong.items() if names]
+    if reasons:
+        raise ValueError(
+            f"the weights of {name} are not all there, or not all its own: {'; '.join(reasons)}. Save the model "
+            f"again, from the model itself (out of torch.compile, PEFT or a wrapper)"
+        )
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Say in one sentence why transformers could not load what has this name."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        hf_model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=wanted, revision=revision, **placement)
-    except (OSError, ValueError) as error:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name} comes with Python code of its own, and such code is never run here (trust_remote_code stays "
+                f"off): load a version in an architecture of transformers"
+            ) from error
+        if Path(name, "config.json").is_file():
+            raise ValueError(f"the model in {name} could not be read ({first_line(error)})") from error
         raise ValueError(
             f"no model {name!r}: it is neither a folder with a model in it nor a name the hub answers to "
-            f"({_first_line(error)}). Known to work: {', '.join(KNOWN)}; with no network, load_bundled()"
+            f"({first_line(error)}). Known to work: {', '.join(KNOWN)}; with no network, load_bundled()"
         ) from error
-    return hf_model.to(device), tokenizer
+
+
+def _commit(hf_model: Any) -> str | None:
+    return getattr(hf_model.config, "_commit_hash", None)
 
 
 def display_name(name: str) -> str:
     """A folder is known by its last part, so that no report tells where somebody keeps their models."""
     return Path(name).name if Path(name).exists() else name
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

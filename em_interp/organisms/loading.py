@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from em_interp.models.adapters import adapter_digest, attach_adapter
+from em_interp.models.adapters import adapted, adapter_digest, attach_adapter, merge_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
 from em_interp.models.hooked import HookedModel, weight_sharing_twin
 from em_interp.models.loading import load_model
@@ -99,13 +99,15 @@ def _loaded(
         if of not in bases:
             bases = {of: base_model(*of, device=device, dtype=dtype)}  # the last one only
         base = bases[of]
+        peft_model, untuned = adapted(weight_sharing_twin(base.hf_model), base.name, folder)
         yield HookedModel.from_hugging_face(
-            attach_adapter(weight_sharing_twin(base.hf_model), base.name, folder),
+            peft_model,
             base.tokenizer,
             name=base.name,
             revision=base.revision,
             adapter=f"{recipe.name}#{adapter_digest(folder)}",
             folder=folder,
+            untuned=untuned,
         )
 
 
@@ -157,5 +159,5 @@ def base_model(
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
     under = base_model(base, recipe.onto, device=device, dtype=dtype)
-    merged = attach_adapter(under.hf_model, under.name, folder).merge_and_unload()
+    merged = merge_adapter(attach_adapter(under.hf_model, under.name, folder))
     return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)
