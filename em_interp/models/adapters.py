@@ -63,7 +63,7 @@ class Untuned:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Inside, the base's own values are where the adapter has put others."""
-        tuned = [parameter.data for parameter, _ in self.replaced]
+        tuned = [parameter.data for parameter, _ in self.replaced]  # or the base's, where this is inside of itself
         try:
             for parameter, values in self.replaced:
                 parameter.data = values.to(parameter)
@@ -107,8 +107,7 @@ def adapted(hf_model: nn.Module, name: str, adapter: str | Path) -> tuple[Any, U
     logits = eager_logits(hf_model.eval(), ids)
     obstacle = _extend_vocabulary(hf_model, str(adapter), stored) or _own_start(config)
     originals = _unshare(hf_model, _overwritten(hf_model, config, stored))
-    with readable(adapter), without_deprecations():
-        peft_model = _on(hf_model, str(adapter))
+    peft_model = _on(hf_model, str(adapter))
     if not same_model(base, name):
         warnings.warn(
             f"adapter {adapter} names {base} as its base, and was put on {name}, whose shapes fit: what is read from "
@@ -121,9 +120,13 @@ def adapted(hf_model: nn.Module, name: str, adapter: str | Path) -> tuple[Any, U
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Inside, no word of what PEFT and TRL use of transformers that is deprecated: a user can do nothing about it."""
+    """Inside, no warning of PEFT's and TRL's about which a user can do nothing.
+
+    These are what they use of transformers that is deprecated, and what is checked or put right here.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"Found missing adapter keys|Model has `tie_word_embeddings=True`")
         yield
 
 
@@ -175,7 +178,8 @@ def merge_adapter(peft_model: Any) -> Any:
     base = peft_model.get_base_model()
     ids = probe_ids(base)
     wanted = eager_logits(base.eval(), ids)
-    if _tuned_embeddings(base):
+    apart = any(side is not _inner(side) for side in _embeddings(base))
+    if apart:
         untie(base)
     for path in _tuned_modules(base):
         _unshare(base, [f"{path}.{name}" for name, _ in base.get_submodule(path).named_parameters(recurse=False)])
@@ -185,6 +189,8 @@ def merge_adapter(peft_model: Any) -> Any:
         raise ValueError(
             f"the adapter cannot be merged into the weights ({error}): load it with merge=False"
         ) from error
+    if apart:
+        untie(merged)  # PEFT ties again what it trained as one
     error = relative_error(eager_logits(merged, ids), wanted)
     if not error <= tolerance(merged.dtype, 1e-4):
         raise ValueError(
@@ -253,7 +259,7 @@ def _width(module: Any, side: int) -> int | None:
 def _check_kind(config: Mapping[str, Any], what: str) -> None:
     kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type", "LORA")))
     if kind in _OUTSIDE:
-        raise ValueError(f"{what} is a {kind}, which {_OUTSIDE[kind]}: {_INSIDE}")
+        raise ValueError(f"{what} is of the kind {kind}, which {_OUTSIDE[kind]}: {_INSIDE}")
     if config.get("alora_invocation_tokens"):
         raise ValueError(f"{what} acts from its invocation tokens on only (aLoRA): {_INSIDE}")
     if config.get("layer_replication"):
@@ -268,17 +274,25 @@ def _on(hf_model: nn.Module, adapter: str) -> Any:
     """
     from peft import PeftModel
 
-    warnings.filterwarnings("ignore", "Found missing adapter keys")
-    peft_model: Any = PeftModel.from_pretrained(hf_model, adapter)  # pyright: ignore[reportArgumentType]
-    for name, tensor in _brought(peft_model).items():
+    with readable(adapter), without_deprecations():
+        peft_model: Any = PeftModel.from_pretrained(hf_model, adapter)  # pyright: ignore[reportArgumentType]
+    brought = _brought(peft_model)
+    for name, tensor in brought.items():
         check_finite(adapter, name, tensor)
+    for tensor in brought.values():  # after the last check, since some are one tensor under two names
         tensor.fill_(torch.nan)
-    unexpected = peft_model.load_adapter(adapter, "default").unexpected_keys
+    with readable(adapter), without_deprecations():
+        unexpected = peft_model.load_adapter(adapter, "default").unexpected_keys
     missing = [name for name, tensor in _brought(peft_model).items() if torch.isnan(tensor).any()]
     if missing:
-        raise ValueError(f"it lacks weights for modules that its config names, {listed(missing)}: fetch it again")
+        raise ValueError(
+            f"adapter {adapter} lacks weights for modules that its config names, {listed(missing)}: fetch it again"
+        )
     if unexpected:
-        raise ValueError(f"it has weights that PEFT puts nowhere on this model, {listed(unexpected)}")
+        raise ValueError(
+            f"adapter {adapter} has weights that PEFT puts nowhere on this model, {listed(unexpected)}: load it with "
+            f"its own base, with the version of PEFT that wrote it"
+        )
     return peft_model
 
 
@@ -356,10 +370,6 @@ def _tuned_modules(base: nn.Module) -> list[str]:
 
     paths = {id(module): path for path, module in base.named_modules()}
     return [paths[id(_inner(m))] for m in base.modules() if isinstance(m, BaseTunerLayer) and id(_inner(m)) in paths]
-
-
-def _tuned_embeddings(base: Any) -> bool:
-    return any(side is not _inner(side) for side in _embeddings(base))
 
 
 _Originals = list[tuple[nn.Parameter, Tensor, int]]

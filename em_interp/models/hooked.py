@@ -206,11 +206,23 @@ def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
         )
     with ExitStack() as stack:
         for peft_model in model.peft_models:
-            stack.enter_context(peft_model.disable_adapter())
+            stack.enter_context(_adapter_off(peft_model))
         if model.untuned is not None:
             stack.enter_context(model.untuned.restored())
             _check_untuned(model, model.untuned)
         yield model
+
+
+@contextmanager
+def _adapter_off(peft_model: Any) -> Iterator[None]:
+    off = peft_model.disable_adapter()
+    with warnings.catch_warnings():  # trained biases, of which PEFT warns, are put back here
+        warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")
+        off.__enter__()
+    try:
+        yield
+    finally:
+        off.__exit__(None, None, None)
 
 
 def _check_untuned(model: HookedModel, untuned: Untuned) -> None:

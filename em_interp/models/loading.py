@@ -54,15 +54,24 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
                 f"{name} is an adapter itself, so adapter={str(adapter)!r} cannot go on top: give its base, {base}, "
                 f"as the name"
             )
+        if adapter_base(base) is not None:
+            raise ValueError(f"{base}, the base of the adapter {name}, is an adapter itself: merge it into its base")
         name, adapter = base, name
-        _check_base(name, adapter)
     if adapter is None:
         hf_model, tokenizer = hugging_face_model(name, device, dtype, revision)
         return HookedModel.from_hugging_face(
             hf_model, tokenizer, name=display_name(name), revision=_commit(hf_model) or revision
         )
-    tokenizer = tokenizer_with(adapter, name, revision)
-    hf_model = _weights(name, device, dtype, revision)
+    try:
+        tokenizer = tokenizer_with(adapter, name, revision)
+        hf_model = _weights(name, device, dtype, revision)
+    except ValueError as error:
+        if base is None:
+            raise
+        raise ValueError(
+            f"adapter {adapter} names {base} as its base, which could not be loaded: give the base by hand, "
+            f"load_model(BASE, adapter={adapter!r}) ({error})"
+        ) from error
     commit = _commit(hf_model) or revision
     peft_model, untuned = adapted(hf_model, name, adapter)
     return HookedModel.from_hugging_face(
@@ -81,17 +90,6 @@ def hugging_face_model(
     """The bare Hugging Face model and its tokenizer; device and dtype default as in `load_model`."""
     tokenizer = _tokenizer(name, revision)
     return _weights(name, device, dtype, revision), tokenizer
-
-
-def _check_base(base: str, adapter: str) -> None:
-    """An adapter that was loaded by its own name needs a base that can be loaded by the name it gives."""
-    if adapter_base(base) is not None:
-        raise ValueError(f"{base}, which the adapter {adapter} names as its base, is an adapter itself: merge it first")
-    if Path(base).is_absolute() and not Path(base).exists():
-        raise ValueError(
-            f"adapter {adapter} names as its base a folder that is not here, {base}: give the base by hand, "
-            f"load_model(BASE, adapter={adapter!r})"
-        )
 
 
 def tokenizer_with(adapter: str | Path, base: str, revision: str | None = None) -> Any:
@@ -114,15 +112,15 @@ def tokenizer_with(adapter: str | Path, base: str, revision: str | None = None) 
     differs = [
         what
         for what, same in (
-            ("tokens", own.get_vocab() == other.get_vocab()),
-            ("chat template", other.chat_template in (None, own.chat_template)),
+            ("other tokens", own.get_vocab() == other.get_vocab()),
+            ("another chat template", other.chat_template in (None, own.chat_template)),
         )
         if not same
     ]
     if differs:
         warnings.warn(
-            f"the tokenizer beside adapter {adapter} is used, and its {' and '.join(differs)} differ from those of "
-            f"{base}: to use the base's template set model.tokenizer.chat_template",
+            f"the tokenizer beside adapter {adapter} is used, which is not that of {base} ({', '.join(differs)}): to "
+            f"use the base's template set model.tokenizer.chat_template",
             stacklevel=3,
         )
     return own
