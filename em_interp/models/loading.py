@@ -145,6 +145,11 @@ def with_template(adapter: str | Path, tokenizer: Any) -> Any:
 def _tokenizer(name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
+    if Path(name).suffix == ".gguf" or (any(Path(name).glob("*.gguf")) and not Path(name, "config.json").exists()):
+        raise ValueError(
+            f"{name} is GGUF, and of GGUF files only the embedded model's is read, by load_bundled(): transformers "
+            f"does not tell what it leaves out of others. Give the model as safetensors, by its folder or its hub name"
+        )
     with _told(name):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
@@ -161,7 +166,7 @@ def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | 
     wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     with _told(name):
-        hf_model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=wanted,
             revision=revision,
@@ -171,12 +176,17 @@ def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | 
             adapter_kwargs={"subfolder": ".no-adapter"},  # else an adapter's file left in the folder is loaded too
             **placement,
         )
-    _check_complete(name, found)
+    hf_model, found = loaded
+    check_complete(name, found)
     return hf_model.to(device)
 
 
-def _check_complete(name: str, found: Mapping[str, Any]) -> None:
-    """What transformers would draw at random, or leave in the file, is an error."""
+def check_complete(name: str, found: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers drew tensors at random, or left some in the file.
+
+    Raises:
+        ValueError: it names them.
+    """
     wrong = {"missing": found["missing_keys"], "not of this model": found["unexpected_keys"]}
     wrong["of another shape"] = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in found["mismatched_keys"]]
     reasons = [f"{reason}: {listed(names)}" for reason, names in wrong.items() if names]

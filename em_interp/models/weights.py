@@ -25,6 +25,7 @@ from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
 from em_interp.models.adapters import merge_adapter, untie
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached, every_write
+from em_interp.models.probe import relative_error
 
 RECORD = "em_interp.json"
 
@@ -313,7 +314,7 @@ def _probe_logits(hooked: HookedModel, hf_model: Any) -> Float[Tensor, "pos voca
 
 
 def _check_same(hooked: HookedModel, got: Float[Tensor, "pos vocab"], wanted: Float[Tensor, "pos vocab"]) -> None:
-    error = float((got - wanted).norm() / wanted.norm())
+    error = relative_error(got, wanted)
     if not error <= max(1e-4, 16 * torch.finfo(hooked.dtype).eps):
         raise RuntimeError(
             f"the weights do not do on {hooked.name} what the hooks do, logits are off by {error:.1%}: this "
