@@ -253,7 +253,7 @@ def _check_kind(adapter: str | Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(adapter: str | Path, config: Mapping[str, Any]) -> None:
-    ranks, scales = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    ranks, scales = ({} if config.get(key) is None else config[key] for key in ("rank_pattern", "alpha_pattern"))
     for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", scales)):
         if not isinstance(patterns, dict) or not all(_is_pattern(pattern) for pattern in patterns):
             raise ValueError(f"adapter {adapter} has {key} {patterns!r}: it maps patterns of module names to numbers")

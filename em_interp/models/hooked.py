@@ -226,10 +226,11 @@ def _adapter_off(peft_model: Any) -> Iterator[None]:
 
 
 def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
-    """Compare both twins with what the base gave, unless hooks of a caller further out are on them now."""
-    for hf_model in (model.plain, model.bridge.original_model):
-        if hf_model is None or _has_hooks(hf_model):
-            continue
+    """Compare both twins with what the base gave, but for one that hooks of a caller further out are on now."""
+    twins = [] if _by_user(model) else [model.bridge.original_model]
+    if model.plain is not None and not any(m._forward_hooks or m._forward_pre_hooks for m in model.plain.modules()):
+        twins.append(model.plain)
+    for hf_model in twins:
         error = relative_error(eager_logits(hf_model, untuned.ids.to(model.device)), untuned.logits)
         if not error <= tolerance(model):
             raise ValueError(
@@ -238,11 +239,8 @@ def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
             )
 
 
-def _has_hooks(hf_model: nn.Module) -> bool:
-    return any(
-        point.fwd_hooks if hasattr(point, "fwd_hooks") else point._forward_hooks or point._forward_pre_hooks
-        for point in hf_model.modules()
-    )
+def _by_user(model: HookedModel) -> bool:
+    return any(point.fwd_hooks for point in model.bridge.hook_dict.values())
 
 
 def site(model: TransformerLensModel, layer: int) -> str:
@@ -293,8 +291,7 @@ def attached(model: TransformerLensModel, hooks: HookPairs = ()) -> Iterator[Any
         )
     hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
     targets = [(plain_target(hooked, name), name, function) for name, function in hooks]
-    by_user = any(point.fwd_hooks for point in points.values())
-    if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
+    if hooked.plain is None or _by_user(hooked) or not all(target for target, _, _ in targets):
         with hooked.bridge.hooks(fwd_hooks=hooks):
             yield hooked.bridge.original_model
         return

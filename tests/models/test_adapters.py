@@ -237,6 +237,18 @@ class TestWithoutAdapter:
         with pytest.raises(ValueError, match="logits differ by nan%"), em.without_adapter(model):
             pass
 
+    def test_the_bridge_is_checked_too(self, bases, plain, tmp_path):
+        trained(plain(False), bases[False], tmp_path, config_of("LORA"))
+        model = em.load_model(bases[False], tmp_path)
+
+        def louder(_, __, output):
+            output.logits = 1.01 * output.logits
+            return output
+
+        model.bridge.original_model.register_forward_hook(louder)
+        with pytest.raises(ValueError, match=r"logits differ by 1\.0%"), em.without_adapter(model):
+            pass
+
     def test_hooks_of_a_caller_do_not_count(self, bases, plain, tmp_path):
         trained(plain(False), bases[False], tmp_path, config_of("LORA"))
         model = em.load_model(bases[False], tmp_path)
