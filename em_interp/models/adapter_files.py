@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,7 +165,9 @@ def check_finite(adapter: str | Path, name: str, tensor: Tensor) -> None:
 
 def same_model(base: str, name: str) -> bool:
     """Whether two names seem to mean one model: mirrors, quantised copies and folders keep the last part."""
-    return _stem(base) == _stem(name) or (Path(base).exists() and Path(name).exists() and Path(base).samefile(name))
+    return _stem(base) == _stem(name) or (
+        os.path.exists(base) and os.path.exists(name) and os.path.samefile(base, name)
+    )
 
 
 def _stem(name: str) -> str:

@@ -84,7 +84,20 @@ def attach_adapter(hf_model: nn.Module, name: str, adapter: str | Path) -> Any:
     Raises:
         ValueError: as in `adapted`.
     """
-    return adapted(hf_model, name, adapter)[0]
+    peft_model, _ = adapted(hf_model, name, adapter)
+    warn_of_another_name(name, adapter)
+    return peft_model
+
+
+def warn_of_another_name(name: str, adapter: str | Path) -> None:
+    """Say that an adapter names another base than the one, given by hand, that it was put on."""
+    base = str(existing_config(adapter).get("base_model_name_or_path") or name)
+    if not same_model(base, name):
+        warnings.warn(
+            f"adapter {adapter} names {base} as its base, and was put on {name}, whose shapes fit: what is read from "
+            f"it means something only if the two are the same model under two names",
+            stacklevel=3,
+        )
 
 
 def adapted(hf_model: nn.Module, name: str, adapter: str | Path) -> tuple[Any, Untuned]:
@@ -108,12 +121,6 @@ def adapted(hf_model: nn.Module, name: str, adapter: str | Path) -> tuple[Any, U
     obstacle = _extend_vocabulary(hf_model, str(adapter), stored) or _own_start(config)
     originals = _unshare(hf_model, _overwritten(hf_model, config, stored))
     peft_model = _on(hf_model, str(adapter))
-    if not same_model(base, name):
-        warnings.warn(
-            f"adapter {adapter} names {base} as its base, and was put on {name}, whose shapes fit: what is read from "
-            f"it means something only if the two are the same model under two names",
-            stacklevel=3,
-        )
     replaced = tuple((ours, kept) for ours, kept, version in originals if ours._version != version)
     return peft_model, Untuned(ids, logits, replaced, obstacle)
 

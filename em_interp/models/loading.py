@@ -1,5 +1,6 @@
 """A name, with or without an adapter, becomes a checked `HookedModel`: from the hub or from a folder."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from em_interp.models.adapter_files import adapter_base, beside, first_line, has_tokenizer
-from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
+from em_interp.models.adapters import adapted, adapter_digest, merge_adapter, warn_of_another_name
 from em_interp.models.hooked import HookedModel
 from em_interp.models.probe import listed
 
@@ -63,7 +64,7 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
             hf_model, tokenizer, name=display_name(name), revision=_commit(hf_model) or revision
         )
     try:
-        tokenizer = tokenizer_with(adapter, name, revision)
+        tokenizer = adapter_tokenizer(adapter, name, _tokenizer_if_any(adapter, name, revision))
         hf_model = _weights(name, device, dtype, revision)
     except ValueError as error:
         if base is None:
@@ -74,6 +75,8 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
         ) from error
     commit = _commit(hf_model) or revision
     peft_model, untuned = adapted(hf_model, name, adapter)
+    warn_of_another_name(name, adapter)
+    check_tokens(adapter, tokenizer, hf_model)
     return HookedModel.from_hugging_face(
         merge_adapter(peft_model) if merge else peft_model,
         tokenizer,
@@ -92,54 +95,61 @@ def hugging_face_model(
     return _weights(name, device, dtype, revision), tokenizer
 
 
-def tokenizer_with(adapter: str | Path, base: str, revision: str | None = None) -> Any:
+def adapter_tokenizer(adapter: str | Path, base: str, others: Any | None) -> Any:
     """The tokenizer that lies beside an adapter, which is the one it was trained with; else the base's.
 
     A chat template is taken from the same place, or where there is none from the other. A difference between the two
     is told in a warning.
 
-    Raises:
-        ValueError: neither has a tokenizer that can be read.
+    Args:
+        adapter: hub name or folder of the adapter.
+        base: what its base is called.
+        others: the base's tokenizer, which is left as it is; None where the base has none.
     """
-    if not has_tokenizer(adapter):
-        return with_template(adapter, _tokenizer(base, revision))
-    own = with_template(adapter, _tokenizer(str(adapter), None))
-    try:
-        other = _tokenizer(base, revision)
-    except ValueError:  # a base that comes without one
+    file = beside(adapter, "chat_template.jinja")
+    if file is None and not has_tokenizer(adapter):
+        return others
+    own = _tokenizer(str(adapter), None) if has_tokenizer(adapter) else copy.deepcopy(others)
+    if file is not None:
+        own.chat_template = file.read_text(encoding="utf-8")
+    if others is None:
         return own
-    own.chat_template = own.chat_template or other.chat_template
-    differs = [
-        what
-        for what, same in (
-            ("other tokens", own.get_vocab() == other.get_vocab()),
-            ("another chat template", other.chat_template in (None, own.chat_template)),
-        )
-        if not same
-    ]
+    own.chat_template = own.chat_template or others.chat_template
+    differs = [] if own.get_vocab() == others.get_vocab() else ["other tokens"]
+    if others.chat_template not in (None, own.chat_template):
+        differs.append("another chat template")
     if differs:
         warnings.warn(
-            f"the tokenizer beside adapter {adapter} is used, which is not that of {base} ({', '.join(differs)}): to "
-            f"use the base's template set model.tokenizer.chat_template",
+            f"what lies beside adapter {adapter} is used, which is not as in {base} ({', '.join(differs)}): to use the "
+            f"base's template set model.tokenizer.chat_template",
             stacklevel=3,
         )
     return own
 
 
-def with_template(adapter: str | Path, tokenizer: Any) -> Any:
-    """A tokenizer with the chat template that lies beside an adapter, if there is one in a file of its own."""
-    file = beside(adapter, "chat_template.jinja")
-    if file is None:
-        return tokenizer
-    template = file.read_text(encoding="utf-8")
-    if tokenizer.chat_template not in (None, template):
-        warnings.warn(
-            f"the chat template beside adapter {adapter} is used, which differs from its base's: to use the base's set "
-            f"model.tokenizer.chat_template",
-            stacklevel=4,
+def _tokenizer_if_any(adapter: str | Path, base: str, revision: str | None) -> Any | None:
+    """A base's tokenizer; None where it has none and the adapter has."""
+    try:
+        return _tokenizer(base, revision)
+    except ValueError:
+        if has_tokenizer(adapter):
+            return None
+        raise
+
+
+def check_tokens(adapter: str | Path, tokenizer: Any, hf_model: Any) -> None:
+    """Refuse a tokenizer beside an adapter whose tokens go beyond the model's embeddings.
+
+    Raises:
+        ValueError: it has more, for which the adapter brings no embeddings.
+    """
+    rows = len(hf_model.get_input_embeddings().weight)
+    last = max(tokenizer.get_vocab().values())
+    if has_tokenizer(adapter) and last >= rows:
+        raise ValueError(
+            f"the tokenizer beside adapter {adapter} has tokens up to {last}, and the model has {rows} embeddings: the "
+            f"adapter stores none for those that were added, so save it again with its embedding layers"
         )
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def _tokenizer(name: str, revision: str | None) -> Any:

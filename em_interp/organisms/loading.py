@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from em_interp.models.adapters import adapted, adapter_digest, attach_adapter, merge_adapter
+from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
 from em_interp.models.hooked import HookedModel, weight_sharing_twin
-from em_interp.models.loading import load_model
+from em_interp.models.loading import adapter_tokenizer, check_tokens, load_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.texts.contrasts import Contrast
 
@@ -100,9 +100,11 @@ def _loaded(
             bases = {of: base_model(*of, device=device, dtype=dtype)}  # the last one only
         base = bases[of]
         peft_model, untuned = adapted(weight_sharing_twin(base.hf_model), base.name, folder)
+        tokenizer = adapter_tokenizer(folder, base.name, base.tokenizer)
+        check_tokens(folder, tokenizer, peft_model)
         yield HookedModel.from_hugging_face(
             peft_model,
-            base.tokenizer,
+            tokenizer,
             name=base.name,
             revision=base.revision,
             adapter=f"{recipe.name}#{adapter_digest(folder)}",
@@ -159,5 +161,6 @@ def base_model(
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
     under = base_model(base, recipe.onto, device=device, dtype=dtype)
-    merged = merge_adapter(attach_adapter(under.hf_model, under.name, folder))
+    peft_model, _ = adapted(under.hf_model, under.name, folder)
+    merged = merge_adapter(peft_model)
     return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)

@@ -251,13 +251,13 @@ class TestTokenizers:
     @pytest.mark.parametrize("by", ["its own name", "its base"])
     def test_the_adapters_own_template_is_used_and_said(self, adapter, base, make_tokenizer, by):
         make_tokenizer("chatml").save_pretrained(adapter)
-        with pytest.warns(UserWarning, match=r"tokenizer beside adapter .* is used.*another chat template"):
+        with pytest.warns(UserWarning, match=r"beside adapter .* is used, which is not as in .*another chat template"):
             model = em.load_model(adapter) if by == "its own name" else em.load_model(base, adapter)
         assert model.tokenizer.chat_template == TEMPLATES["chatml"]
 
     def test_a_template_alone_is_used_and_said(self, adapter, base):
         (adapter / "chat_template.jinja").write_text(TEMPLATES["chatml"])
-        with pytest.warns(UserWarning, match="chat template beside adapter .* is used"):
+        with pytest.warns(UserWarning, match=r"beside adapter .* is used.* \(another chat template\)"):
             assert em.load_model(adapter).tokenizer.chat_template == TEMPLATES["chatml"]
 
     def test_the_same_tokenizer_is_nothing_to_speak_of(self, adapter, make_tokenizer):
@@ -330,6 +330,18 @@ class TestVocabulary:
         with (
             pytest.warns(UserWarning, match="other tokens"),
             pytest.raises(ValueError, match=r"it stores 421 rows for lm_head and this model has 420"),
+        ):
+            em.load_model(base, tmp_path / "adapter")
+
+    def test_tokens_without_embeddings(self, base, tmp_path, make_hf_model, make_tokenizer):
+        adapter_on(make_hf_model("llama"), tmp_path / "adapter")
+        reconfigure(tmp_path / "adapter", base_model_name_or_path=str(base))
+        tokenizer = make_tokenizer("llama3")
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+        tokenizer.save_pretrained(tmp_path / "adapter")
+        with (
+            pytest.warns(UserWarning, match="other tokens"),
+            pytest.raises(ValueError, match=r"has tokens up to 420, and the model has 420 embeddings"),
         ):
             em.load_model(base, tmp_path / "adapter")
 
