@@ -42,7 +42,7 @@ def adapter_base(name: str) -> str | None:
     Raises:
         ValueError: the adapter names no base, or the folder holds the weights of a model and those of an adapter.
     """
-    if any(path for pattern in _MODEL_WEIGHTS for path in Path(name).glob(pattern)):
+    if os.path.isdir(name) and any(True for pattern in _MODEL_WEIGHTS for _ in Path(name).glob(pattern)):
         if Path(name, WEIGHTS).exists() and Path(name, _CONFIG).exists():
             raise ValueError(
                 f"{name} holds the weights of a model and of an adapter: remove {WEIGHTS} and {_CONFIG} to load the "
@@ -71,11 +71,14 @@ def beside(adapter: str | Path, name: str) -> Path | None:
     """A file of this name beside an adapter's weights, or None."""
     from transformers.utils.hub import cached_file
 
-    if Path(adapter).exists():
+    if os.path.exists(adapter):  # which a name too long for a path is not, where Path.exists would raise
         path = Path(adapter, name)
         return path if path.is_file() else None
     quietly = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-    found = cached_file(str(adapter), name, **{f"_raise_exceptions_for_{of}": no for of, no in quietly.items()})
+    try:
+        found = cached_file(str(adapter), name, **{f"_raise_exceptions_for_{of}": no for of, no in quietly.items()})
+    except OSError:  # not a name that the hub could have
+        return None
     return None if found is None else Path(found)
 
 
@@ -325,7 +328,7 @@ def weights_file(adapter: str | Path) -> Path:
     """
     from transformers.utils.hub import cached_file
 
-    if Path(adapter).is_dir():
+    if os.path.isdir(adapter):
         path = Path(adapter, WEIGHTS)
         if not path.is_file():
             raise ValueError(

@@ -1,6 +1,7 @@
 """A name, with or without an adapter, becomes a checked `HookedModel`: from the hub or from a folder."""
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -155,7 +156,8 @@ def check_tokens(adapter: str | Path, tokenizer: Any, hf_model: Any) -> None:
 def _tokenizer(name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    if Path(name).suffix == ".gguf" or (any(Path(name).glob("*.gguf")) and not Path(name, "config.json").exists()):
+    bare = os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json"))
+    if Path(name).suffix == ".gguf" or (bare and any(Path(name).glob("*.gguf"))):
         raise ValueError(
             f"{name} is GGUF, and of GGUF files only the embedded model's is read, by load_bundled(): transformers "
             f"does not tell what it leaves out of others. Give the model as safetensors, by its folder or its hub name"
@@ -172,7 +174,10 @@ def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | 
     """
     from transformers import AutoModelForCausalLM
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r} ({first_line(error)})") from error
     wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     with _told(name):
@@ -220,7 +225,7 @@ def _told(name: str) -> Iterator[None]:
                 f"{name} comes with Python code of its own, and such code is never run here (trust_remote_code stays "
                 f"off): load a version in an architecture of transformers"
             ) from error
-        if Path(name, "config.json").is_file():
+        if os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"the model in {name} could not be read ({first_line(error)})") from error
         raise ValueError(
             f"no model {name!r}: it is neither a folder with a model in it nor a name the hub answers to "
@@ -234,4 +239,4 @@ def _commit(hf_model: Any) -> str | None:
 
 def display_name(name: str) -> str:
     """A folder is known by its last part, so that no report tells where somebody keeps their models."""
-    return Path(name).name if Path(name).exists() else name
+    return Path(name).name if os.path.exists(name) else name

@@ -1,5 +1,6 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -64,7 +65,7 @@ def organism_folder(organism: str | Path) -> Path:
 
 def find_organism(name: str | Path) -> Path | None:
     """Where the files lie of the organism of this name or in this folder; None where there is none."""
-    return next((f for f in (Path(name), _ORGANISMS / str(name)) if (f / "recipe.toml").is_file()), None)
+    return next((f for f in (Path(name), _ORGANISMS / str(name)) if os.path.isfile(f / "recipe.toml")), None)
 
 
 def load_organism(

@@ -158,6 +158,31 @@ class TestWeights:
         assert run.stdout.strip().endswith("True")
 
 
+class TestNames:
+    @pytest.mark.parametrize(
+        "name", ["", "a\0b", "a" * 5000, "a/" * 3000, "..", "a/b/c", "a b/c", "\ud83d", "https://x.org/y"]
+    )
+    def test_what_cannot_be_a_name_is_told_from_what_can(self, base, name):
+        with pytest.raises(ValueError, match="no model"):
+            em.load_model(name)
+        with pytest.raises(ValueError, match="no adapter at"):
+            em.load_model(base, name)
+
+    def test_an_empty_folder_and_a_file(self, base, tmp_path):
+        (tmp_path / "notes.txt").write_text("nothing")
+        for name in (tmp_path, tmp_path / "notes.txt"):
+            with pytest.raises(ValueError, match="no model"):
+                em.load_model(name)
+            with pytest.raises(ValueError, match="no adapter at"):
+                em.load_model(base, name)
+
+    def test_a_device_and_a_number_format_that_are_none(self, base):
+        with pytest.raises(ValueError, match="no device 'nowhere'"):
+            em.load_model(base, device="nowhere")
+        with pytest.raises(ValueError, match=r"could not be read .*int32"):
+            em.load_model(base, dtype=torch.int32)
+
+
 class TestForeignCode:
     @pytest.fixture
     def with_code(self, copy_of_base, monkeypatch):
