@@ -192,6 +192,8 @@ def merge_adapter(peft_model: Any) -> Any:
         _unshare(base, [f"{path}.{name}" for name, _ in base.get_submodule(path).named_parameters(recurse=False)])
     try:
         merged = peft_model.merge_and_unload()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise ValueError(
             f"the adapter cannot be merged into the weights ({error}): load it with merge=False"

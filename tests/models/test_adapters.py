@@ -281,6 +281,13 @@ class TestMerging:
             em.export(model, [], tmp_path / "base")
         assert off(logits(em.load_model(tmp_path / "base").plain), logits(plain(tied))) < 1e-6
 
+    @pytest.mark.filterwarnings("ignore::UserWarning:peft")
+    def test_embeddings_that_were_trained_as_one_are_exported_whole(self, bases, plain, tmp_path):
+        config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], **VARIANTS["saved as one"])
+        wanted = logits(trained(plain(True), bases[True], tmp_path / "adapter", config))
+        em.export(em.load_model(bases[True], tmp_path / "adapter"), [], tmp_path / "merged")
+        assert off(logits(em.load_model(tmp_path / "merged").plain), wanted) < 1e-4
+
     def test_a_merge_that_does_something_else_is_an_error(self, bases, plain, tmp_path, monkeypatch):
         trained(plain(False), bases[False], tmp_path, config_of("LORA"))
         merge = peft.PeftModel.merge_and_unload if hasattr(peft.PeftModel, "merge_and_unload") else None
@@ -365,6 +372,8 @@ CHANGES = {
     "empty": lambda tensors, key: tensors.update({key: torch.zeros(0)}),
     "NaN": lambda tensors, key: tensors.update({key: tensors[key] * math.nan}),
     "infinite": lambda tensors, key: tensors.update({key: tensors[key] + math.inf}),
+    "of a value head": lambda tensors, key: tensors.update({"v_head.summary.weight": torch.zeros(1, 32)}),
+    "of a bias": lambda tensors, key: tensors.update({"base_model.model.lm_head.bias": torch.zeros(420)}),
     "one more": lambda tensors, key: tensors.update({key.replace("layers.0", "layers.9"): tensors[key].clone()}),
 }
 
