@@ -86,8 +86,8 @@ def tokenizer_maker(new_folder: Callable[[str], Path]) -> Callable[[str], object
     return make
 
 
-def hf_model(family: str, *, d_model: int = 32, seed: int = 0) -> torch.nn.Module:
-    """A random three-layer model of one family, the same every time."""
+def hf_model(family: str, *, d_model: int = 32, seed: int = 0, **changes) -> torch.nn.Module:
+    """A random three-layer model of one family, the same every time; changes are to its configuration, not GPT-2's."""
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config
 
     shape = {
@@ -101,6 +101,7 @@ def hf_model(family: str, *, d_model: int = 32, seed: int = 0) -> torch.nn.Modul
         "bos_token_id": 1,
         "eos_token_id": 3,
         "pad_token_id": 0,
+        **changes,
     }
     config = {
         "llama": lambda: LlamaConfig(**shape),

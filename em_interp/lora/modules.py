@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.models.adapters import adapter_factors, check_plain_lora
+from em_interp.models.adapter_files import adapter_factors, check_plain_lora
 from em_interp.models.hooked import HookedModel, TransformerLensModel
 
 # Modules whose output is added to the residual stream, by their usual names: asked only where there is no bridge.

@@ -30,6 +30,8 @@ def scaled_adapters(
     Raises:
         ValueError: no adapter; an unknown module or component (those there are, are listed); a factor not finite.
     """
+    if not math.isfinite(default):
+        raise ValueError(f"the factor of all others, default, is {default}: give a finite number")
     layers = lora_layers(model)
     by_module = {n: torch.full((lora.r[active_adapter(lora)],), float(default)) for n, (_, lora) in layers.items()}
     for name in sorted(factors, key=lambda name: name not in by_module):  # modules first, then components of them
@@ -63,6 +65,8 @@ def projected_adapters(model: HookedModel, direction: Direction | Float[Tensor, 
                 raise ValueError(f"direction has d_model {len(vector)} but {module.name} writes {len(module.B)}")
             # Behind a norm of weights g it is g ⊙ output that must have nothing along v, so output nothing along g ⊙ v.
             vector = vector.detach().float().cpu() * (1.0 if module.gain is None else module.gain)
+            if not torch.isfinite(vector).all():
+                raise ValueError(f"the direction is NaN or infinite at {module.name}: estimate it again")
             if not vector.any():
                 raise ValueError(f"the direction is zero at {module.name}: leave that layer's adapter as it is")
             units[module.name] = torch.nn.functional.normalize(vector, dim=0)

@@ -1,6 +1,7 @@
 """A model by its name or folder, with or without an adapter, as a hooked model checked against Hugging Face."""
 
-from em_interp.models.adapters import adapter_base, adapter_digest, adapter_factors, attach_adapter
+from em_interp.models.adapter_files import adapter_base, adapter_factors
+from em_interp.models.adapters import adapter_digest, attach_adapter
 from em_interp.models.hooked import (
     SITES,
     HookedModel,

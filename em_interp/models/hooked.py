@@ -2,6 +2,8 @@
 
 import copy
 import json
+import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from em_interp.interventions import Intervention
+from em_interp.models.adapters import Untuned, check_base_kept, check_in_modules, merge_adapter
+from em_interp.models.probe import check_weights_finite, eager_logits, relative_error
+from em_interp.models.probe import tolerance as tolerance_of
 from em_interp.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class HookedModel:
         adapter: name and content hash of the LoRA adapter, or None.
         peft_models: the PEFT models around the bridge's and the twin's modules, where the adapter is unmerged.
         folder: where an organism's recipe, trajectory and card lie.
+        untuned: what the base computed before the adapter went on it; None where somebody else had put it on.
         kept: streams of earlier passes, see `em_interp.activations.keeping`.
         template_args: the chat template's own variables, such as `{"enable_thinking": False}`, wherever it is used.
     """
@@ -57,6 +62,7 @@ class HookedModel:
     adapter: str | None = None
     peft_models: tuple[Any, ...] = ()
     folder: Path | None = None
+    untuned: Untuned | None = None
     kept: Any = None
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,39 +88,45 @@ class HookedModel:
         adapter: str | None = None,
         folder: Path | None = None,
         template_args: Mapping[str, Any] | None = None,
+        untuned: Untuned | None = None,
     ) -> "HookedModel":
         """Bridge a Hugging Face (or PEFT) model in memory, after checking that the bridge computes what it computes.
 
         Where an unmerged adapter is lost in the bridge, as on fused projections, it is merged, with a warning.
 
         Raises:
-            ValueError: a template arg that the chat template does not read.
-            RuntimeError: the bridge's logits differ from Hugging Face's all the same.
+            ValueError: NaN or infinity in a weight, an adapter whose work is not in the model's modules, or a template
+                arg that the chat template does not read.
+            RuntimeError: the bridge's logits differ from Hugging Face's all the same, or are not finite.
         """
         args = ChatTemplate(tokenizer, template_args or {}).args
+        check_weights_finite(hf_model, name)
         twin = weight_sharing_twin(hf_model.eval())
         peft_models = (hf_model, twin) if _is_peft(hf_model) else ()
+        if peft_models:
+            check_in_modules(twin, name)
         bridge = _boot(hf_model, tokenizer, name)
-        hooked = cls(
-            bridge, _base_of(twin), tokenizer, name, revision, adapter, peft_models, folder, template_args=args
-        )
+        of = (name, revision, adapter, peft_models, folder, untuned)
+        hooked = cls(bridge, _base_of(twin), tokenizer, *of, template_args=args)
         error = _probe_error(hooked)
-        if error > tolerance(hooked) and peft_models:
+        if error <= tolerance(hooked):
+            return hooked
+        if peft_models and error > tolerance(hooked):
             warnings.warn(
                 f"the bridge ignores part of the unmerged adapter on {name} (logits off by {error:.1%}, as happens on "
                 f"fused projections): the adapter was merged, so without_adapter is not available",
                 stacklevel=2,
             )
-            merged = twin.merge_and_unload()
+            merged = merge_adapter(twin)
             return cls.from_hugging_face(
                 merged, tokenizer, name=name, revision=revision, adapter=adapter, folder=folder, template_args=args
             )
-        if error > tolerance(hooked):
-            raise RuntimeError(
-                f"the bridge's logits on {name} differ from Hugging Face's by {error:.1%}: this architecture is not "
-                f"bridged faithfully, so nothing read from it could be trusted"
-            )
-        return hooked
+        reason = (
+            f"differ from Hugging Face's by {error:.1%}: this architecture is not bridged faithfully"
+            if math.isfinite(error)
+            else "or Hugging Face's are NaN or infinite on plain text"
+        )
+        raise RuntimeError(f"the bridge's logits on {name} {reason}, so nothing read from it could be trusted")
 
     def __repr__(self) -> str:
         """One line."""
@@ -193,16 +205,57 @@ class HookedModel:
 def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
     """Inside, the model is exactly its base: the same texts, read by the model before fine-tuning.
 
+    That it is, is checked each time against logits that the base gave before the adapter went on it.
+
     Raises:
-        ValueError: the model has no adapter, or a merged one.
+        ValueError: the model has no adapter, a merged one, or one that cannot be taken off without a trace.
     """
     if not model.peft_models:
         reason = "its adapter is merged: load it with merge=False" if model.adapter else "it has no adapter"
         raise ValueError(f"cannot switch to the base model of {model!r}: {reason}")
+    if model.untuned is None:
+        check_base_kept(model.peft_models[-1])
+    elif model.untuned.obstacle:
+        raise ValueError(
+            f"cannot switch to the base model of {model!r}: {model.untuned.obstacle}; load the base by itself"
+        )
     with ExitStack() as stack:
         for peft_model in model.peft_models:
-            stack.enter_context(peft_model.disable_adapter())
+            stack.enter_context(_adapter_off(peft_model))
+        if model.untuned is not None:
+            stack.enter_context(model.untuned.restored())
+            _check_untuned(model, model.untuned)
         yield model
+
+
+@contextmanager
+def _adapter_off(peft_model: Any) -> Iterator[None]:
+    off = peft_model.disable_adapter()
+    with warnings.catch_warnings():  # trained biases, of which PEFT warns, are put back here
+        warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")
+        off.__enter__()
+    try:
+        yield
+    finally:
+        off.__exit__(None, None, None)
+
+
+def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
+    """Compare both twins with what the base gave, but for one that hooks of a caller further out are on now."""
+    twins = [] if _by_user(model) else [model.bridge.original_model]
+    if model.plain is not None and not any(m._forward_hooks or m._forward_pre_hooks for m in model.plain.modules()):
+        twins.append(model.plain)
+    for hf_model in twins:
+        error = relative_error(eager_logits(hf_model, untuned.ids.to(model.device)), untuned.logits)
+        if not error <= tolerance(model):
+            raise ValueError(
+                f"{model!r} is not its base when its adapter is off, logits differ by {error:.1%}: weights of the base "
+                f"were changed after loading, so load the base by itself, load_model({model.name!r})"
+            )
+
+
+def _by_user(model: HookedModel) -> bool:
+    return any(point.fwd_hooks for point in model.bridge.hook_dict.values())
 
 
 def site(model: TransformerLensModel, layer: int) -> str:
@@ -253,8 +306,7 @@ def attached(model: TransformerLensModel, hooks: HookPairs = ()) -> Iterator[Any
         )
     hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
     targets = [(plain_target(hooked, name), name, function) for name, function in hooks]
-    by_user = any(point.fwd_hooks for point in points.values())
-    if hooked.plain is None or by_user or not all(target for target, _, _ in targets):
+    if hooked.plain is None or _by_user(hooked) or not all(target for target, _, _ in targets):
         with hooked.bridge.hooks(fwd_hooks=hooks):
             yield hooked.bridge.original_model
         return
@@ -327,8 +379,11 @@ def weight_sharing_twin(hf_model: nn.Module) -> Any:
 
 
 def _boot(hf_model: nn.Module, tokenizer: Any, name: str) -> Any:
+    logger = logging.getLogger("transformers")
+    level = logger.level
     from transformer_lens.model_bridge import TransformerBridge
 
+    logger.setLevel(level)  # TransformerLens silences it when it is imported
     base = _base_of(hf_model)
     # Models made from a config name no architecture, and the bridge looks theirs up by name.
     base.config.architectures = base.config.architectures or [type(base).__name__]
@@ -349,17 +404,10 @@ def _probe_error(hooked: HookedModel) -> float:
     """Relative difference of the bridge's logits from Hugging Face's on one text, both with eager attention."""
     assert hooked.plain is not None
     ids = hooked.tokenizer(PROBE, return_tensors="pt").input_ids.to(hooked.device)
-    plain: Any = hooked.plain
-    implementation = plain.config._attn_implementation
-    plain.set_attn_implementation("eager")
-    try:
-        wanted: Float[Tensor, "batch pos vocab"] = plain(ids).logits.float()
-    finally:
-        plain.set_attn_implementation(implementation)
-    got = hooked.bridge(ids, return_type="logits").float()
-    return ((got - wanted).norm() / wanted.norm()).item()
+    wanted = eager_logits(hooked.plain, ids)
+    return relative_error(hooked.bridge(ids, return_type="logits").float(), wanted)
 
 
 def tolerance(hooked: HookedModel) -> float:
     """How far logits may be off, relative to their size, for two ways of computing them to count as the same."""
-    return max(1e-5, 4 * torch.finfo(hooked.dtype).eps)
+    return tolerance_of(hooked.dtype)

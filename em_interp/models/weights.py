@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
+from em_interp.models.adapters import merge_adapter, untie
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached, every_write
+from em_interp.models.probe import relative_error
 
 RECORD = "em_interp.json"
 
@@ -215,7 +217,7 @@ def _plain_copy(hooked: HookedModel) -> Any:
     if not hooked.peft_models:
         return copy.deepcopy(hooked.plain)
     peft_model = copy.deepcopy(hooked.peft_models[-1])
-    return peft_model.merge_and_unload() if hooked.adapter_enabled else peft_model.unload()
+    return merge_adapter(peft_model) if hooked.adapter_enabled else peft_model.unload()
 
 
 def _unbridged(hooked: HookedModel) -> Any:
@@ -241,7 +243,8 @@ def _edit(baked: Any, path: str, functions: Sequence[Intervention]) -> None:
     """Make a module write what the interventions would make of what it writes."""
     module = baked.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        _untie(baked, module)
+        if module is baked.get_input_embeddings():
+            untie(baked)
         _edit_table(module, functions)
         return
     rows = _rows(module, path)
@@ -286,15 +289,6 @@ def _rows(module: Any, path: str) -> Float[Tensor, "inputs d_model"]:
     return module.weight.T if kind is nn.Linear else module.weight
 
 
-def _untie(baked: Any, table: nn.Embedding) -> None:
-    """Give the unembedding weights of its own before the embedding's are edited."""
-    head = baked.get_output_embeddings()
-    if head is not None and head.weight is table.weight:
-        head.weight = nn.Parameter(table.weight.detach().clone())
-        baked.config.tie_word_embeddings = False
-        baked.all_tied_weights_keys = baked.get_expanded_tied_weights_keys(all_submodels=True)
-
-
 def _give_bias(baked: Any, path: str, site: str) -> None:
     """Switch on whichever option of the configuration gives this module a bias, zero wherever else it gives one."""
     for option in [name for name, value in baked.config.to_dict().items() if name.endswith("_bias") and value is False]:
@@ -320,7 +314,7 @@ def _probe_logits(hooked: HookedModel, hf_model: Any) -> Float[Tensor, "pos voca
 
 
 def _check_same(hooked: HookedModel, got: Float[Tensor, "pos vocab"], wanted: Float[Tensor, "pos vocab"]) -> None:
-    error = float((got - wanted).norm() / wanted.norm())
+    error = relative_error(got, wanted)
     if not error <= max(1e-4, 16 * torch.finfo(hooked.dtype).eps):
         raise RuntimeError(
             f"the weights do not do on {hooked.name} what the hooks do, logits are off by {error:.1%}: this "

@@ -1,5 +1,6 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -8,10 +9,10 @@ from typing import Any
 
 import torch
 
-from em_interp.models.adapters import adapter_digest, attach_adapter
+from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
 from em_interp.models.hooked import HookedModel, weight_sharing_twin
-from em_interp.models.loading import load_model
+from em_interp.models.loading import adapter_tokenizer, check_tokens, load_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.texts.contrasts import Contrast
 
@@ -70,7 +71,7 @@ def organism_folder(organism: str | Path) -> Path:
 
 def find_organism(name: str | Path) -> Path | None:
     """Where the files lie of the organism of this name or in this folder; None where there is none."""
-    return next((f for f in (Path(name), _ORGANISMS / str(name)) if (f / "recipe.toml").is_file()), None)
+    return next((f for f in (Path(name), _ORGANISMS / str(name)) if os.path.isfile(f / "recipe.toml")), None)
 
 
 def load_organism(
@@ -119,14 +120,18 @@ def _loaded(
         if of not in bases:
             bases = {of: base_model(*of, device=device, dtype=dtype)}  # the last one only
         base = bases[of]
+        peft_model, untuned = adapted(weight_sharing_twin(base.hf_model), base.name, folder)
+        tokenizer = adapter_tokenizer(folder, base.name, base.tokenizer)
+        check_tokens(folder, tokenizer, peft_model)
         yield HookedModel.from_hugging_face(
-            attach_adapter(weight_sharing_twin(base.hf_model), base.name, folder),
-            base.tokenizer,
+            peft_model,
+            tokenizer,
             name=base.name,
             revision=base.revision,
             adapter=f"{recipe.name}#{adapter_digest(folder)}",
             folder=folder,
             template_args=args,
+            untuned=untuned,
         )
 
 
@@ -190,5 +195,6 @@ def base_model(
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
     under = base_model(base, recipe.onto, device=device, dtype=dtype)
-    merged = attach_adapter(under.hf_model, under.name, folder).merge_and_unload()
+    peft_model, _ = adapted(under.hf_model, under.name, folder)
+    merged = merge_adapter(peft_model)
     return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)

@@ -253,12 +253,14 @@ class TestAdapters:
         with pytest.raises(ValueError, match=message):
             em.load_model(saved, tmp_path / "adapter")
 
-    def test_adapter_of_another_base(self, tmp_path, make_hf_model):
+    def test_a_base_known_by_another_name_is_taken_with_a_warning(self, tmp_path, make_hf_model, ids):
         from em_interp.models.adapters import attach_adapter
 
-        lora(make_hf_model("llama"), "org/other-7b", targets=["down_proj"], folder=tmp_path / "adapter")
-        with pytest.raises(ValueError, match="was trained on org/other-7b, not on org/this-7b: load it with its own"):
-            attach_adapter(make_hf_model("llama"), "org/this-7b", tmp_path / "adapter")
+        wanted = lora(make_hf_model("llama"), "org/other-7b", targets=["down_proj"], folder=tmp_path / "adapter")
+        with pytest.warns(UserWarning, match="names org/other-7b as its base, and was put on org/this-7b"):
+            peft_model = attach_adapter(make_hf_model("llama"), "org/this-7b", tmp_path / "adapter")
+        with torch.no_grad():
+            assert torch.equal(peft_model(ids).logits, wanted(ids).logits)
 
     @pytest.mark.parametrize("base", ["unsloth/Qwen2.5-14B-Instruct", "unsloth/qwen2.5-14b-instruct-unsloth-bnb-4bit"])
     def test_mirrors_of_a_base_are_that_base(self, base):
