@@ -20,6 +20,7 @@ from .behaviour import (
     Scores,
     conclusions,
     cross_effects,
+    estimators_compared,
     is_refusal,
     load_judged,
     misalignment_rate,
@@ -30,7 +31,18 @@ from .behaviour import (
     steering_curve,
 )
 from .circuits import logit_lens
-from .directions import Direction, compare, cosine_map, difference_of_means, separability
+from .directions import (
+    Direction,
+    compare,
+    cosine_map,
+    difference_of_means,
+    lda,
+    logistic,
+    paired,
+    principal,
+    separability,
+    standardised,
+)
 from .interventions import add_direction, project_out, set_projection
 from .lora import adapter_scalars, lora_modules, write_cosines
 from .models import every_layer, every_write, export, load_model, site, without_adapter
@@ -71,12 +83,14 @@ __all__ = [
     "difference_of_means",
     "directions",
     "dissect",
+    "estimators_compared",
     "evals",
     "every_layer",
     "every_write",
     "export",
     "figures",
     "is_refusal",
+    "lda",
     "list_organisms",
     "load_bundled",
     "load_card",
@@ -86,6 +100,7 @@ __all__ = [
     "load_model",
     "load_questions",
     "load_training_set",
+    "logistic",
     "logit_lens",
     "lora",
     "lora_modules",
@@ -93,8 +108,10 @@ __all__ = [
     "misalignment_rate",
     "models",
     "organisms",
+    "paired",
     "phases",
     "preference",
+    "principal",
     "project_out",
     "read_contrast",
     "read_organisms",
@@ -106,6 +123,7 @@ __all__ = [
     "set_projection",
     "site",
     "standard_behaviours",
+    "standardised",
     "statistics",
     "steering_curve",
     "texts",

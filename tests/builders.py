@@ -252,6 +252,11 @@ def comparison(n_controls: int = 2) -> Comparison:
         high=numbers + 0.1,
         found_a=torch.ones(5, dtype=torch.bool),
         found_b=torch.tensor([True, True, False, True, True]),
+        p_a=torch.full((5,), 0.01, dtype=torch.float64),
+        p_b=torch.full((5,), 0.01, dtype=torch.float64),
+        p_anywhere_a=0.001,
+        p_anywhere_b=0.012,
+        dominated=torch.zeros(5, dtype=torch.bool),
     )
 
 

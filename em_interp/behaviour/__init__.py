@@ -29,6 +29,7 @@ from em_interp.behaviour.measures import (
 )
 from em_interp.behaviour.preferences import Preference, preference
 from em_interp.behaviour.refusal import RefusalScore, is_refusal, refusal_score, refusal_verdicts
+from em_interp.behaviour.rival_estimators import EstimatorsCompared, estimators_compared
 from em_interp.behaviour.scoring import (
     TextEffects,
     answer_log_probs,
@@ -48,6 +49,7 @@ __all__ = [
     "Condition",
     "CrossEffects",
     "Effect",
+    "EstimatorsCompared",
     "Judged",
     "Preference",
     "RefusalScore",
@@ -60,6 +62,7 @@ __all__ = [
     "conclusions",
     "contrast_from_scores",
     "cross_effects",
+    "estimators_compared",
     "greedy_answers",
     "is_refusal",
     "judge_agreement",

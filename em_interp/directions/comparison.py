@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from einops import einsum
@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
-from em_interp.directions.direction import Direction
+from em_interp.directions.direction import Direction, dominance, dominated
+from em_interp.directions.estimators import deviations
 from em_interp.statistics.resampling import (
     class_sums,
     jackknife_covariance,
@@ -21,6 +22,8 @@ from em_interp.statistics.resampling import (
     permuted_labels,
     random_halves,
 )
+
+Metric = Literal["plain", "standardised"]
 
 _TINY = 1e-30
 _SIGN = torch.tensor([1.0, -1.0], dtype=torch.float64)  # of the positive and of the negative class
@@ -37,6 +40,7 @@ class Comparison:
     Attributes:
         a: name of the first contrast.
         b: name of the second contrast.
+        metric: `plain`, or `standardised`: dimensions in units of their deviation within the classes of both.
         cosine: plug-in cosine of the two differences of means, as published; noise pulls it towards zero.
         corrected: the noise-corrected cosine, an unbiased inner product over the root of two unbiased squared norms.
             Noise can carry it past ±1.
@@ -53,6 +57,10 @@ class Comparison:
         p_anywhere_b: the same for b's labels.
         ceiling_a: mean plug-in cosine between the directions of random halves of a's questions.
         ceiling_b: the same of b.
+        dominance_a: share of the squared length of a's difference of means that lies in three dimensions.
+        dominance_b: the same of b.
+        dominated: whether that is more than half of either, beyond what any three dimensions hold: the cosine there
+            says what a few dimensions do, and not what the directions do.
         controls: names of the control contrasts.
         controls_a: corrected cosine of a with each control, NaN where either has no direction.
         controls_b: the same of b.
@@ -67,6 +75,7 @@ class Comparison:
     n_questions_b: int
     n_resamples: int
     seed: int
+    metric: Metric
     cosine: Float[Tensor, " layer"]
     corrected: Float[Tensor, " layer"]
     low: Float[Tensor, " layer"]
@@ -82,6 +91,9 @@ class Comparison:
     p_anywhere_b: float
     ceiling_a: Float[Tensor, " layer"]
     ceiling_b: Float[Tensor, " layer"]
+    dominance_a: Float[Tensor, " layer"]
+    dominance_b: Float[Tensor, " layer"]
+    dominated: Bool[Tensor, " layer"]
     controls: tuple[str, ...]
     controls_a: Float[Tensor, "control layer"]
     controls_b: Float[Tensor, "control layer"]
@@ -120,19 +132,23 @@ class Comparison:
 
     def __repr__(self) -> str:
         """One line, never a wall of tensor."""
-        here = self.found_a & self.found_b
+        here, row = self.found_a & self.found_b, clearest(self)
         if not here.any():
             peak = "no direction here at any layer"
+        elif row is None:
+            peak = "none told from chance"
         else:
-            row = int(torch.where(here, self.corrected.abs(), -1).argmax())
             peak = (
-                f"largest at layer {self.layers[row]}: {self.corrected[row]:.2f} "
+                f"clearest at layer {self.layers[row]}: {self.corrected[row]:.2f} "
                 f"[{self.low[row]:.2f}, {self.high[row]:.2f}]"
-                + f", no direction at {int((~here).sum())}"
-                * (not here.all())
             )
+        if here.any() and not here.all():
+            peak += f", no direction at {int((~here).sum())}"
+        if self.dominated.any():
+            peak += f", three dimensions dominate at {int(self.dominated.sum())}"
+        metric = f", {self.metric}" * (self.metric != "plain")
         return (
-            f"Comparison({self.a!r} × {self.b!r}, {len(self.layers)} layers, {self.n_questions_a} and "
+            f"Comparison({self.a!r} × {self.b!r}{metric}, {len(self.layers)} layers, {self.n_questions_a} and "
             f"{self.n_questions_b} questions, {peak})"
         )
 
@@ -144,6 +160,7 @@ class Comparison:
             "noise-corrected",
             "95 % interval",
             "plug-in ceiling",
+            "in three dimensions",
             f"null of {a}",
             f"null of {b}",
         )
@@ -158,21 +175,23 @@ class Comparison:
             f"{self.corrected[row]:.2f}" if found else "no direction here",
             f"{self.low[row]:.2f} … {self.high[row]:.2f}" if found else "",
             f"{self.ceiling[row]:.2f}",
+            f"{self.dominance_a[row]:.0%}, {self.dominance_b[row]:.0%}",
             *(f"{null[0, row]:.2f} … {null[1, row]:.2f}" for null in (self.null_a, self.null_b)),
         ]
 
 
 _COLUMNS = (
     *("cosine", "corrected", "low", "high", "standard_error", "found_a", "found_b", "p_a", "p_b"),
-    *("ceiling_a", "ceiling_b", "ceiling"),
+    *("ceiling_a", "ceiling_b", "ceiling", "dominance_a", "dominance_b", "dominated"),
 )
 
 
-def compare(
+def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
     a: ContrastActivations,
     b: ContrastActivations,
     *,
     controls: Sequence[ContrastActivations] = (),
+    metric: Metric = "plain",
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
@@ -200,18 +219,23 @@ def compare(
         a: activations of the first contrast.
         b: activations of the second; its model may differ (base and organism), its span and texts too.
         controls: contrasts that should show no direction of interest, at any span, for scale.
+        metric: `plain` takes the residual stream as it is, where a few massive dimensions can make up a cosine;
+            `standardised` divides every dimension by its standard deviation within the classes of a and b first.
         n_resamples: how many permutations and how many halvings.
         seed: of both.
 
     Raises:
-        ValueError: site, layers or width differ, several positions are in one contrast, or there are fewer than three
-            questions with rows of each class.
+        ValueError: the metric is unknown; site, layers or width differ, several positions are in one contrast, there
+            are fewer than three questions with rows of each class, or a dimension has no deviation to be divided by.
     """
     contrasts = (a, b, *controls)
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric {metric!r} is unknown: choose one of {', '.join(get_args(Metric))}")
     _check(contrasts, n_resamples)
+    units = deviations([a, b]) if metric == "standardised" else torch.ones(len(a.layers), 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     sides = [_side(contrast, n_resamples, generator) for contrast in contrasts]
-    blocks = [_compare_block([_read(side, layers) for side in sides]) for layers in _blocks(sides)]
+    blocks = [_compare_block([_read(side, layers, units[layers]) for side in sides]) for layers in _blocks(sides)]
     found = {name: torch.cat([block[name] for block in blocks], -1) for name in blocks[0]}
     permuted = {side: found.pop(f"permuted_{side}") for side in "ab"}
     nulls: dict[str, Any] = {}
@@ -225,6 +249,7 @@ def compare(
         n_questions_b=len(b.groups),
         n_resamples=n_resamples,
         seed=seed,
+        metric=metric,
         controls=tuple(control.name for control in controls),
         **found,
         **nulls,
@@ -304,9 +329,9 @@ def _blocks(sides: Sequence[_Side]) -> list[slice]:
     return [slice(first, first + n) for first in range(0, len(contrast.layers), n)]
 
 
-def _read(side: _Side, layers: slice) -> _Read:
+def _read(side: _Side, layers: slice, units: Float[Tensor, "*layer #d_model"]) -> _Read:
     values = [c.values[:, layers].transpose(0, 1) for c in (side.contrast.positive, side.contrast.negative)]
-    rows = torch.cat(values, 1).double()
+    rows = torch.cat(values, 1).double() / units[:, None]
     means = torch.stack([rows[:, side.positive].mean(1), rows[:, ~side.positive].mean(1)], 1)
     rows, direction = rows - means.mean(1, keepdim=True), means[:, 0] - means[:, 1]
     sums, total = class_sums(rows, side.positive, side.question), side.counts.sum(1, keepdim=True)
@@ -443,13 +468,14 @@ def _fieller(
 def _compare_block(read: list[_Read]) -> dict[str, Tensor]:
     """All columns of a comparison, the layer axis last."""
     a, b, *controls = read
-    columns: dict[str, Tensor] = dict(_pair(a, b))
+    columns: dict[str, Tensor] = dict(_pair(a, b)) | {"dominated": dominated(a.direction) | dominated(b.direction)}
     for name, side, other in (("a", a, b), ("b", b, a)):
         pairs = [_pair(side, control) for control in controls]
         none = torch.empty(0, len(a.found), dtype=torch.float64)
         columns |= {
             f"found_{name}": side.found,
             f"ceiling_{name}": side.ceiling,
+            f"dominance_{name}": dominance(side.direction),
             f"permuted_{name}": side.permuted_cosines(other.direction).T,
             f"controls_{name}": torch.stack([pair["corrected"] for pair in pairs]) if pairs else none,
             f"controls_{name}_plug_in": torch.stack([pair["cosine"] for pair in pairs]) if pairs else none,
@@ -522,9 +548,15 @@ def _html_row(cells: Sequence[str]) -> str:
 
 
 def clearest(comparison: Comparison) -> int | None:
-    """The row whose interval stays farthest from zero, or the largest cosine where every interval includes zero."""
+    """The row whose interval stays farthest from zero, or has the largest cosine where none excludes zero.
+
+    Only of rows where the cosine can be told from chance, under the permuted labels of either side, at that layer and
+    anywhere (5 %), and where no three dimensions hold more than half of a direction. None where there is no such row.
+    """
     c = comparison
-    if not c.corrected.isfinite().any():
+    rejected = (c.p_a <= 0.05) & (c.p_b <= 0.05) & (max(c.p_anywhere_a, c.p_anywhere_b) <= 0.05)
+    among = c.corrected.isfinite() & rejected & ~c.dominated
+    if not among.any():
         return None
-    margin = c.low.maximum(-c.high).nan_to_num(-2)
-    return int(margin.argmax() if margin.max() > 0 else c.corrected.abs().nan_to_num(-1).argmax())
+    margin = torch.where(among, c.low.maximum(-c.high), -torch.inf)
+    return int(margin.argmax() if margin.max() > 0 else torch.where(among, c.corrected.abs(), -1).argmax())

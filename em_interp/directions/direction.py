@@ -6,20 +6,22 @@ from pathlib import Path
 
 import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
 from em_interp.files import read_tensors, write_tensors
 
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
+_FEW = 3  # dimensions whose share of the squared length is told
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
     """The vector from the mean of the negative class to the mean of the positive one, at every layer read.
 
-    `vectors` is not normalised: its length is how far apart the two classes lie. Row *i* was read at layer
+    `vectors` is not normalised: its length is how far apart the two class means lie along it, by whichever estimator it
+    was found. Row *i* was read at layer
     `layers[i]`, at that block's output when `site` is `"resid_post"`. `direction[24]` is the vector of layer 24.
 
     Attributes:
@@ -29,6 +31,7 @@ class Direction:
         positive_projection: mean of the positive class along the unit vector, the value a clamp would set.
         negative_projection: the same of the negative class.
         contrast_hash: SHA-256 of the conversations the direction was computed from.
+        estimator: how it was found, such as `difference_of_means` or `lda`.
     """
 
     vectors: Float[Tensor, "layer d_model"]
@@ -44,6 +47,7 @@ class Direction:
     contrast_hash: str
     n_positive: int
     n_negative: int
+    estimator: str = "difference_of_means"
 
     def __post_init__(self) -> None:
         """Refuse what no direction can be: rows that are not layers, numbers that are not finite."""
@@ -83,6 +87,15 @@ class Direction:
             raise ValueError(f"direction {self.name!r} is zero at layer {bad}: its two classes do not differ there")
         return self.vectors / self.norm[:, None]
 
+    @property
+    def dominance(self) -> Float[Tensor, " layer"]:
+        """Share of the squared length that lies in the three largest dimensions, from 3/d_model to 1.
+
+        Residual streams have a few massive dimensions (Sun et al. 2024, arXiv 2402.17762). A direction that lies in
+        them says what those do, and has a large cosine with any other direction that does.
+        """
+        return dominance(self.vectors)
+
     def row(self, layer: int) -> int:
         """The row of `vectors` that holds `layer`.
 
@@ -109,15 +122,18 @@ class Direction:
 
     def __repr__(self) -> str:
         """One line, never a wall of tensor."""
+        share, row = self.dominance.max(0)
         return (
-            f"Direction({self.name!r}, {self.site} of layers {_ranges(self.layers)}, d_model {self.d_model}, "
-            f"span {self.span!r}, {self.n_positive} − {self.n_negative} conversations, {self.model})"
+            f"Direction({self.name!r}, {self.site} of layers {_ranges(self.layers)}, d_model {self.d_model}, three "
+            f"dimensions hold up to {share:.0%} (layer {self.layers[int(row)]}), span {self.span!r}, "
+            f"{self.n_positive} − {self.n_negative} conversations, {self.model})"
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the direction as safetensors, with everything but the tensors as JSON metadata."""
+        """Write the direction as safetensors, its dominance beside it, with all but the tensors as JSON metadata."""
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
-        return write_tensors(Path(path), "direction", {name: getattr(self, name) for name in _TENSORS}, rest)
+        tensors = {name: getattr(self, name) for name in (*_TENSORS, "dominance")}
+        return write_tensors(Path(path), "direction", tensors, rest)
 
     @classmethod
     def load(cls, path: str | Path) -> "Direction":
@@ -128,6 +144,7 @@ class Direction:
             ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction.
         """
         tensors, rest = read_tensors(path, "direction")
+        tensors.pop("dominance", None)  # for other readers: here it follows from the vectors
         return cls(**tensors, **{**rest, "layers": tuple(rest["layers"])})
 
     @classmethod
@@ -190,6 +207,17 @@ class Direction:
         norms = torch.cat([beside.positive.norms, beside.negative.norms])[:, at].double().mean(0).float()
         norms = torch.where(self.residual_norm.isnan(), norms, self.residual_norm)
         return replace(self, residual_norm=norms, positive_projection=positive, negative_projection=negative)
+
+
+def dominance(vectors: Float[Tensor, "*layer d_model"]) -> Float[Tensor, "*layer"]:
+    """Share of the squared length that lies in the three largest dimensions; NaN of a vector that is zero."""
+    squares = vectors.double().square()
+    return (squares.topk(min(_FEW, squares.shape[-1])).values.sum(-1) / squares.sum(-1)).to(vectors.dtype)
+
+
+def dominated(vectors: Float[Tensor, "*layer d_model"]) -> Bool[Tensor, "*layer"]:
+    """Whether three dimensions hold more than half of the squared length, beyond the share that any three have."""
+    return dominance(vectors) > 0.5 + _FEW / vectors.shape[-1]
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

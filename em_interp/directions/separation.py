@@ -1,15 +1,17 @@
 """How well a direction tells the classes of held-out questions apart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
 from em_interp.directions.comparison import check_questions
-from em_interp.statistics.resampling import mean_weights, numbered
+from em_interp.directions.estimators import Estimator, estimator_of, question_folds
+from em_interp.statistics.resampling import numbered
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +19,7 @@ class Separability:
     """How well a direction tells the classes of questions apart that it was not computed from.
 
     Attributes:
+        estimator: how the directions were found.
         auc: chance that a held-out positive conversation lies farther along the direction than a negative one of
             another question in the same fold; 0.5 is chance.
         low: lower end of its 95 % interval.
@@ -30,6 +33,7 @@ class Separability:
     n_questions: int
     n_folds: int
     seed: int
+    estimator: str
     auc: Float[Tensor, " layer"]
     low: Float[Tensor, " layer"]
     high: Float[Tensor, " layer"]
@@ -45,48 +49,34 @@ class Separability:
         """One line, never a wall of tensor."""
         row = int(self.auc.argmax())
         return (
-            f"Separability({self.name!r}, {len(self.layers)} layers, {self.n_questions} questions in {self.n_folds} "
-            f"folds, best at layer {self.layers[row]}: AUC {self.auc[row]:.2f} [{self.low[row]:.2f}, "
-            f"{self.high[row]:.2f}])"
+            f"Separability({self.name!r}, {len(self.layers)} layers, {self.estimator}, {self.n_questions} "
+            f"questions in {self.n_folds} folds, best at layer {self.layers[row]}: AUC {self.auc[row]:.2f} "
+            f"[{self.low[row]:.2f}, {self.high[row]:.2f}])"
         )
 
 
-def separability(contrast: ContrastActivations, *, n_folds: int = 5, seed: int = 0) -> Separability:
-    """Project each conversation on the difference of means of the other folds, and see how well that tells the classes.
+def separability(
+    contrast: ContrastActivations, *, estimator: Estimator = "difference_of_means", n_folds: int = 5, seed: int = 0
+) -> Separability:
+    """Project each conversation on the direction of the other folds, and see how well that tells the classes apart.
 
     Folds are grouped by question. Pairs are compared within a fold, since folds have directions of their own, and
     never within a question, whose two answers share more than the class. The interval is that of clustered DeLong
     (Obuchowski 1997): variance over questions, t quantiles, on the logit scale; it takes the directions as given.
     Where every pair is in order it is Clopper and Pearson's for as many successes as questions.
 
+    Args:
+        contrast: activations of both classes.
+        estimator: how a fold's direction is found: a name among `ESTIMATORS`, or a function of activations.
+        n_folds: how many folds, of at least two questions of each class.
+        seed: of the folds.
+
     Raises:
-        ValueError: there are fewer than two questions of each class a fold, or several positions are in the contrast.
+        ValueError: there are fewer than two questions of each class a fold, several positions are in the contrast, or
+            there is no such estimator.
     """
     check_questions(contrast)
-    question = numbered(contrast.positive.groups + contrast.negative.groups)
-    positive = torch.arange(len(question)) < len(contrast.positive)
-    fold = _folds(contrast, n_folds, seed)
-    others = fold != torch.arange(n_folds)[:, None]
-    plus, minus = mean_weights(others & positive), mean_weights(others & ~positive)
-    compared = (fold[positive][:, None] == fold[~positive]) & (question[positive][:, None] != question[~positive])
-    projections, estimates = [], []
-    for row in range(len(contrast.layers)):
-        rows = torch.cat([contrast.positive.values[:, row], contrast.negative.values[:, row]]).double()
-        direction = torch.nn.functional.normalize((plus - minus) @ rows, dim=-1)
-        along = rows @ direction.T - (((plus + minus) / 2 @ rows) * direction).sum(-1)
-        held_out = along.gather(1, fold[:, None])[:, 0]
-        projections.append(held_out)
-        estimates.append(_auc(held_out[positive], held_out[~positive], compared, question))
-    auc, low, high = torch.tensor(estimates, dtype=torch.float64).T
-    held_out = torch.stack(projections, -1).float()
-    found = {"auc": auc, "low": low, "high": high, "positive": held_out[positive], "negative": held_out[~positive]}
-    return Separability(contrast.name, contrast.layers, len(contrast.groups), n_folds, seed, **found)
-
-
-def _folds(contrast: ContrastActivations, n_folds: int, seed: int) -> Int[Tensor, " row"]:
-    """Which fold holds out each row, all rows of a question in the same, the classes as even as can be."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
+    estimate = estimator_of(estimator)
     fewest = min(len(set(contrast.positive.groups)), len(set(contrast.negative.groups)))
     if not 2 <= n_folds <= fewest // 2:
         raise ValueError(
@@ -94,12 +84,29 @@ def _folds(contrast: ContrastActivations, n_folds: int, seed: int) -> Int[Tensor
             f"of at least two questions each"
         )
     groups = contrast.positive.groups + contrast.negative.groups
-    labels = [1] * len(contrast.positive) + [0] * len(contrast.negative)
+    question, n_positive = numbered(groups), len(contrast.positive)
+    positive = torch.arange(len(question)) < n_positive
+    rows = torch.cat([contrast.positive.values, contrast.negative.values])
     fold = torch.empty(len(groups), dtype=torch.long)
-    splits = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(labels, labels, groups)
-    for number, (_, held_out) in enumerate(splits):
-        fold[torch.from_numpy(held_out)] = number
-    return fold
+    held_out = torch.empty(*rows.shape[:2], dtype=torch.float64)
+    for number, (learned, left_out) in enumerate(question_folds(positive.tolist(), groups, n_folds, seed)):
+        of_others = replace(
+            contrast,
+            positive=contrast.positive.rows([i for i in learned if i < n_positive]),
+            negative=contrast.negative.rows([i - n_positive for i in learned if i >= n_positive]),
+        )
+        found = estimate(of_others)
+        unit = torch.nn.functional.normalize(found.vectors.double(), dim=-1)
+        middle = (found.positive_projection + found.negative_projection).double() / 2
+        held_out[left_out] = einsum(rows[left_out].double(), unit, "row layer d, layer d -> row layer") - middle
+        fold[left_out] = number
+    compared = (fold[positive][:, None] == fold[~positive]) & (question[positive][:, None] != question[~positive])
+    estimates = [_auc(along[positive], along[~positive], compared, question) for along in held_out.T]
+    auc, low, high = torch.tensor(estimates, dtype=torch.float64).T
+    along = held_out.float()
+    numbers = {"auc": auc, "low": low, "high": high, "positive": along[positive], "negative": along[~positive]}
+    named = estimator if isinstance(estimator, str) else getattr(estimator, "__name__", "given")
+    return Separability(contrast.name, contrast.layers, len(contrast.groups), n_folds, seed, named, **numbers)
 
 
 def _auc(

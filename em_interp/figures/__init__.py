@@ -2,8 +2,15 @@
 
 from em_interp.figures.adapters import adapter_writes, firing
 from em_interp.figures.answers import AnswerView, question_rates, side_by_side
-from em_interp.figures.directions import cosine_by_layer, cosine_map, norms_and_separability, projections
+from em_interp.figures.directions import (
+    cosine_by_layer,
+    cosine_by_metric,
+    cosine_map,
+    norms_and_separability,
+    projections,
+)
 from em_interp.figures.effects import cross_effects, steering_curve
+from em_interp.figures.estimators import estimators
 from em_interp.figures.organisms import (
     added_by_layer,
     convergence_map,
@@ -46,9 +53,11 @@ __all__ = [
     "added_by_layer",
     "convergence_map",
     "cosine_by_layer",
+    "cosine_by_metric",
     "cosine_map",
     "cross_effects",
     "effect_by_step",
+    "estimators",
     "firing",
     "interval",
     "models_by_layer",

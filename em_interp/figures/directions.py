@@ -39,8 +39,9 @@ def cosine_by_layer(comparison: Comparison, *, model: str = "") -> go.Figure:
     """The cosine of two directions at every layer, with all that a reader needs to judge its size.
 
     The noise-corrected cosine is a line with its 95 % interval as a band, and breaks off where one side has no
-    direction. Beside it stand, thinner, the plug-in cosine, what it becomes under permuted labels (grey), what two
-    equal directions with this much noise would show (ceiling), and the cosine of either side with each control.
+    direction; its marks are hollow where three dimensions dominate either direction. Beside it stand, thinner, the
+    plug-in cosine, what it becomes under permuted labels (grey), what two equal directions with this much noise would
+    show (ceiling), and the cosine of either side with each control.
     """
     c, layers = comparison, comparison.layers
     a, b = readable(c.a), readable(c.b)
@@ -56,7 +57,8 @@ def cosine_by_layer(comparison: Comparison, *, model: str = "") -> go.Figure:
     plug_in = line_through(layers, c.cosine, FOUND, "plug-in cosine", dash="dot", width=1.5).update(legendrank=3)
     band = band_between(layers, c.low, c.high, FOUND, "its 95 % interval", 0.22).update(legendrank=2)
     corrected = line_through(layers, c.corrected, FOUND, "noise-corrected cosine", width=3.0).update(legendrank=1)
-    corrected.update(mode="lines+markers", marker_size=7)
+    markers = ["circle-open" if ruled else "circle" for ruled in c.dominated.tolist()]
+    corrected.update(mode="lines+markers", marker_size=7, marker_symbol=markers)
     pair = [*nulls, ceiling, plug_in, band, corrected]
     for trace in pair if c.controls else ():
         trace.update(legendgroup="pair", legendgrouptitle_text=broken(f"{a} × {b}", 30))
@@ -76,6 +78,44 @@ def cosine_by_layer(comparison: Comparison, *, model: str = "") -> go.Figure:
     figure.update_xaxes(title="layer", **layer_ticks(layers))
     figure.update_yaxes(title="cosine", zeroline=True)
     return figure.update_layout(legend={"tracegroupgap": 24, "groupclick": "toggleitem"})
+
+
+def cosine_by_metric(plain: Comparison, standardised: Comparison, *, model: str = "") -> go.Figure:
+    """The noise-corrected cosine in both metrics, and how much of each direction lies in three dimensions.
+
+    Above, the cosine in the stream as it is and with every dimension in units of its within-class deviation, with 95 %
+    intervals. Below, the share of each plain direction's squared length in its three largest dimensions; layers above
+    the dotted line are never the headline.
+
+    Raises:
+        ValueError: the two are not one pair of contrasts at the same layers, in these metrics.
+    """
+    pairs = [(c.a, c.b, c.layers) for c in (plain, standardised)]
+    if pairs[0] != pairs[1] or (plain.metric, standardised.metric) != ("plain", "standardised"):
+        raise ValueError(
+            f"{plain!r} and {standardised!r} are not the same in two metrics: give compare(a, b) first, and "
+            f'compare(a, b, metric="standardised")'
+        )
+    a, b, layers = readable(plain.a), readable(plain.b), plain.layers
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
+    dress(figure, f"{a} and {b} in both metrics{in_model(model)}", "noise-corrected cosine with 95 % intervals", 560)
+    for c, color, name in ((plain, FOUND, "the stream as it is"), (standardised, CEILING, "standardised dimensions")):
+        figure.add_trace(band_between(layers, c.low, c.high, color, name, 0.18, group=name), row=1, col=1)
+        hover = [
+            f"{name}, layer {layer}<br>{interval(*numbers)}"
+            for layer, *numbers in zip(layers, c.corrected.tolist(), c.low.tolist(), c.high.tolist(), strict=True)
+        ]
+        line = line_through(layers, c.corrected, color, name, width=2.5, group=name)
+        figure.add_trace(line.update(mode="lines+markers", marker_size=6, hovertext=hover), row=1, col=1)
+    for share, color, name in ((plain.dominance_a, FIRST, a), (plain.dominance_b, SECOND, b)):
+        hover = [f"{name}, layer {x}<br>{y:.0%} in three dimensions" for x, y in points(layers, share)]
+        line = line_through(layers, share, color, f"{name}: share in three dimensions", width=2.5)
+        figure.add_trace(line.update(mode="lines+markers", marker_size=6, hovertext=hover), row=2, col=1)
+    figure.add_hline(y=0.5, line={"color": GREY, "width": 1, "dash": "dot"}, row=2, col=1)  # pyright: ignore[reportArgumentType]
+    figure.update_yaxes(title="cosine", zeroline=True, row=1, col=1)
+    figure.update_yaxes(title="in three dimensions", range=[0, 1], tickformat=".0%", row=2, col=1)
+    figure.update_xaxes(**layer_ticks(layers))
+    return figure.update_xaxes(title="layer", row=2, col=1)
 
 
 def cosine_map(  # noqa: PLR0913 - a matrix and the names of its two axes
@@ -133,7 +173,8 @@ def norms_and_separability(
     """How long each direction is for the stream it lies in, and how well it tells held-out conversations apart.
 
     Above, the distance between the class means over the mean norm of a token's residual stream. Below, the area under
-    the ROC curve on questions that the direction was not computed from, with its 95 % interval; 0.5 is chance.
+    the ROC curve on questions that the direction was not computed from, with its 95 % interval; 0.5 is chance. Other
+    estimators than the difference of means are dotted.
     """
     n_panels = 2 if separabilities else 1
     figure = make_subplots(rows=n_panels, cols=1, shared_xaxes=True, vertical_spacing=0.09)
@@ -149,11 +190,14 @@ def norms_and_separability(
             for x, y in points(direction.layers, relative)
         ]
         figure.add_trace(line.update(mode="lines+markers", marker_size=6, hovertext=hover), row=1, col=1)
-    for found, color in zip(separabilities, COLORS, strict=False):
-        name = readable(found.name)
+    color_of = dict(zip(dict.fromkeys(s.name for s in separabilities), COLORS, strict=False))
+    for found in separabilities:
+        plain, color = found.estimator == "difference_of_means", color_of[found.name]
+        name = readable(found.name) + f", {readable(found.estimator)}" * (not plain)
         figure.add_trace(band_between(found.layers, found.low, found.high, color, name, 0.16, group=name), row=2, col=1)
-        line = line_through(found.layers, found.auc, color, name, width=2.5, group=name).update(
-            showlegend=not directions
+        dash = "solid" if plain else "dot"
+        line = line_through(found.layers, found.auc, color, name, width=2.5, group=name, dash=dash).update(
+            showlegend=not (directions and plain)
         )
         hover = [
             f"{name}, layer {x}<br>held-out AUC {interval(*numbers)}"
@@ -334,5 +378,6 @@ def _cells(c: Comparison) -> list[str]:
             + f"<br>labels of {a} permuted: {number(low_a)} … {number(high_a)}"
             + f"<br>labels of {b} permuted: {number(low_b)} … {number(high_b)}"
             + f"<br>ceiling {number(float(c.ceiling[row]))}"
+            + f"<br>in three dimensions: {a} {c.dominance_a[row]:.0%}, {b} {c.dominance_b[row]:.0%}"
         )
     return cells

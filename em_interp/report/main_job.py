@@ -63,11 +63,17 @@ def study(materials: Materials, design: Design | None = None) -> Results:
         with part("taking the organism apart"):
             dissection = _dissection(m, read, contrasts, design)
         with part("comparing"):
-            how = {"n_resamples": design.n_resamples, "seed": design.seed}
+            how: dict[str, Any] = {"n_resamples": design.n_resamples, "seed": design.seed}
             comparison = compare(read.first, read.second, controls=read.controls, **how)
-            separabilities = tuple(separability(r, seed=design.seed) for r in (read.first, read.second))
+            units = compare(read.first, read.second, controls=read.controls, metric="standardised", **how)
+            separabilities = tuple(
+                separability(r, estimator=estimator, seed=design.seed)
+                for estimator in ("difference_of_means", "standardised")
+                for r in (read.first, read.second)
+            )
     return Results(
         comparison=comparison,
+        standardised=units,
         directions=directions,
         sources=tuple(Source.of(r) for r in (read.first, read.second, *read.controls)),
         cosine_map=cosine_map(*directions),

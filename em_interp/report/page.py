@@ -45,11 +45,13 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
     r, c = results, results.comparison
     layer = shown_layer(c)
     drawn = {"cosines": figures.cosine_by_layer(c)}
+    if r.standardised is not None:
+        drawn["metrics"] = figures.cosine_by_metric(c, r.standardised)
     if r.cosine_map is not None:
         a, b = r.directions
         drawn["map"] = figures.cosine_map(r.cosine_map, a=a.name, b=b.name, layers_a=a.layers, layers_b=b.layers)
     drawn["norms"] = figures.norms_and_separability(r.directions, r.separabilities)
-    projected = [s for s in r.separabilities if layer in s.layers]
+    projected = [s for s in r.separabilities if layer in s.layers and s.estimator == "difference_of_means"]
     drawn |= {f"projections{i}": figures.projections(s, layer) for i, s in enumerate(projected)}
     if r.effects:
         drawn["effects"] = figures.cross_effects(r.effects)

@@ -51,10 +51,11 @@ class Results:
 
     Attributes:
         comparison: the two directions against each other.
+        standardised: the same with every dimension in units of its deviation within the classes.
         directions: the two directions, in the order of the comparison.
         sources: the texts of both and of the controls.
         cosine_map: plug-in cosines, layers of the first direction × layers of the second.
-        separabilities: how well held-out conversations of each contrast are told apart.
+        separabilities: how well held-out conversations of each contrast are told apart, by one estimator or several.
         effects: what removing and adding each direction does.
         answers: what the model says in each condition.
         dissection: the organism taken apart, where the model is one.
@@ -70,6 +71,7 @@ class Results:
     sources: tuple[Source, ...] = ()
     cosine_map: Float[Tensor, "layer_a layer_b"] | None = None
     separabilities: tuple[Separability, ...] = ()
+    standardised: Comparison | None = None
     effects: CrossEffects | None = None
     answers: AnswersByCondition | None = None
     dissection: Dissection | None = None
@@ -111,7 +113,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "seed": c.seed,
             "n_resamples": c.n_resamples,
             "notes": r.notes,
-            "answer": findings(c),
+            "answer": findings(c, r.standardised),
             "sources": [vars(source) for source in r.sources],
             "directions": [
                 {
@@ -125,24 +127,18 @@ def as_json(results: Results) -> dict[str, Any]:
                     "n_negative": d.n_negative,
                     "layers": d.layers,
                     "norm": d.norm,
+                    "dominance": d.dominance,
                     "residual_norm": d.residual_norm,
                 }
                 for d in r.directions
             ],
-            "comparison": {
-                "a": c.a,
-                "b": c.b,
-                "n_questions_a": c.n_questions_a,
-                "n_questions_b": c.n_questions_b,
-                "p_anywhere_a": c.p_anywhere_a,
-                "p_anywhere_b": c.p_anywhere_b,
-                "controls": c.controls,
-                "layers": c.table(),
-            },
+            "comparison": _comparison(c),
+            "comparison_standardised": r.standardised and _comparison(r.standardised),
             "cosine_map": r.cosine_map,
             "separability": [
                 {
                     "name": s.name,
+                    "estimator": s.estimator,
                     "n_questions": s.n_questions,
                     "n_folds": s.n_folds,
                     "seed": s.seed,
@@ -173,6 +169,20 @@ def as_json(results: Results) -> dict[str, Any]:
             "dissection": r.dissection and organism_record(r.dissection, shown_layer(c)),
         }
     )
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    return {
+        "a": c.a,
+        "b": c.b,
+        "metric": c.metric,
+        "n_questions_a": c.n_questions_a,
+        "n_questions_b": c.n_questions_b,
+        "p_anywhere_a": c.p_anywhere_a,
+        "p_anywhere_b": c.p_anywhere_b,
+        "controls": c.controls,
+        "layers": c.table(),
+    }
 
 
 def shown_layer(c: Comparison) -> int:

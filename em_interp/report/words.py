@@ -1,5 +1,6 @@
 """What the numbers of a report say, in sentences."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -9,23 +10,32 @@ from em_interp.directions.comparison import Comparison, clearest
 from em_interp.figures.style import interval, number
 
 
-def findings(comparison: Comparison) -> tuple[str, ...]:
-    """What the numbers say, in two to four sentences: how alike, against which null, beside which controls."""
+def findings(comparison: Comparison, standardised: Comparison | None = None) -> tuple[str, ...]:
+    """What the numbers say, in a few sentences: how alike, against which null, in which metric, beside which controls.
+
+    `standardised` is the same comparison in units of each dimension's deviation.
+    """
     c, n = comparison, len(comparison.layers)
-    row = clearest(c)
-    if row is None:
+    row, found = clearest(c), int(c.corrected.isfinite().sum())
+    if not found:
         return (
             f"At none of the {n} layers do both contrasts have a direction that stands out from permuted labels "
             f"({c.a}: {int(c.found_a.sum())} layers; {c.b}: {int(c.found_b.sum())} layers), so there is no cosine to "
             f"report.",
             "That is no evidence that the two are unrelated: more questions may show a direction.",
         )
+    if row is None:
+        return (
+            f"Both contrasts have a direction at {found} of {n} layers, but at none of them can their cosine be told "
+            f"from chance{_and_few_dimensions(c)}.",
+            f"{_reached(c)}.",
+        )
     value, low, high = (float(x[row]) for x in (c.corrected, c.low, c.high))
     here = f"{interval(value, low, high)} at layer {c.layers[row]}"
     n_apart = int(((c.low > 0) | (c.high < 0)).sum())
     if not n_apart:
         return (
-            f"Both contrasts have a direction at {int(c.corrected.isfinite().sum())} of {n} layers, but at none of "
+            f"Both contrasts have a direction at {found} of {n} layers, but at none of "
             f"them does the interval of the corrected cosine exclude zero; the largest is {here}.",
             f"The data fit directions that have nothing to do with each other, and there they leave room for cosines "
             f"from {number(low)} to {number(high)}.",
@@ -34,18 +44,45 @@ def findings(comparison: Comparison) -> tuple[str, ...]:
         f"At {n_apart} of {n} layers the corrected cosine's interval excludes zero; it stays farthest "
         f"from zero with {here}.",
         _against_null(c, row),
+        *([_in_other_units(standardised, row, value)] if standardised else []),
         _against_controls(c, row),
     )
 
 
+def _and_few_dimensions(c: Comparison) -> str:
+    count = int(c.dominated.sum())
+    if not count:
+        return ""
+    return f", or from what few dimensions do: three of them hold more than half of a direction at {count}"
+
+
+def _reached(c: Comparison) -> str:
+    p = max(c.p_anywhere_a, c.p_anywhere_b)
+    return f"{100 * p:.1f} % of permutations reach the data's largest plug-in cosine at some layer or other"
+
+
 def _against_null(c: Comparison, row: int) -> str:
     low, high = min(c.null_a[0, row], c.null_b[0, row]), max(c.null_a[1, row], c.null_b[1, row])
-    p = max(c.p_anywhere_a, c.p_anywhere_b)
-    reached = f"{100 * p:.1f} % of permutations reach the data's largest plug-in cosine at some layer or other"
     return (
         f"With permuted labels the plug-in cosine there lies between {number(float(low))} and {number(float(high))} "
-        f"(95 %), with the true ones it is {number(float(c.cosine[row]))}; {reached}"
-        + ("." if p <= 0.05 else ", so chance is not excluded.")
+        f"(95 %), with the true ones it is {number(float(c.cosine[row]))}; {_reached(c)}."
+    )
+
+
+def _in_other_units(c: Comparison, row: int, plain: float) -> str:
+    """Whether the cosine is still there when no dimension counts for more because it varies more."""
+    value, low, high = (float(x[row]) for x in (c.corrected, c.low, c.high))
+    text = "With every dimension in units of its own deviation within the classes "
+    if math.isnan(value):
+        return (
+            f"{text}there is no direction to compare at that layer, so the cosine hangs on dimensions that vary much."
+        )
+    text += f"it is {interval(value, low, high)} there"
+    holds = low > 0 if plain > 0 else high < 0
+    return (
+        f"{text}: a few dimensions that vary much do not make it."
+        if holds
+        else (f"{text}, so it hangs on dimensions that vary much.")
     )
 
 

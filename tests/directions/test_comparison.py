@@ -472,7 +472,7 @@ def test_representations_are_short_and_say_where_there_is_no_direction() -> None
     assert "<b>" not in c._repr_html_()
     nowhere = replace(c, found_b=torch.zeros(3, dtype=torch.bool))
     assert "no direction here at any layer" in repr(nowhere)
-    assert "largest at layer" in repr(compare(a, a, n_resamples=100))
+    assert "clearest at layer" in repr(compare(a, a, n_resamples=100))
     assert "\n" not in repr(separability(a))
 
 

@@ -186,6 +186,7 @@ def test_where_it_comes_from_is_kept():
         "contrast_hash": "f00d",
         "n_positive": 3,
         "n_negative": 3,
+        "estimator": "difference_of_means",
     }
 
 
@@ -276,8 +277,10 @@ def test_rows_and_layers_must_match(direction, tensor):
 
 @pytest.mark.parametrize(("layers", "shown"), [((5, 6, 9), "5, 6, 9"), ((5, 6, 7), "5–7"), ((7, 6, 5), "7, 6, 5")])
 def test_it_prints_as_one_line(direction, layers, shown):
+    share, row = direction.dominance.max(0)
     assert repr(replace(direction, layers=layers)) == (
-        f"Direction('misalignment', resid_post of layers {shown}, d_model 4, span 'response', 7 − 8 conversations, "
+        f"Direction('misalignment', resid_post of layers {shown}, d_model 4, three dimensions hold up to {share:.0%} "
+        f"(layer {layers[int(row)]}), span 'response', 7 − 8 conversations, "
         "HuggingFaceTB/SmolLM2-135M-Instruct@abc+rank1#def)"
     )
 
@@ -332,9 +335,10 @@ def test_views_and_one_tensor_in_two_places_are_saved(direction, tmp_path):
 def test_the_file_says_what_it_is_to_anybody(direction, tmp_path):
     from safetensors import safe_open
 
-    with safe_open(direction.save(tmp_path / "file"), framework="np") as file:
+    with safe_open(direction.save(tmp_path / "file"), framework="pt") as file:
         metadata = file.metadata()
-        assert set(file.keys()) == set(TENSORS)
+        assert set(file.keys()) == {*TENSORS, "dominance"}
+        assert torch.equal(file.get_tensor("dominance"), direction.dominance)
     assert metadata["format"] == "em_interp.direction/1"
     assert metadata["torch"] == torch.__version__
     known = json.loads(metadata["direction"])

@@ -36,8 +36,38 @@ def test_a_clear_finding_stands_beside_its_null_and_controls():
 
 
 def test_a_finding_within_the_null_says_that_chance_is_not_excluded():
-    _, null, _ = findings(replace(comparison(), p_anywhere_a=0.06, p_anywhere_b=0.01))
-    assert null.endswith("at some layer or other, so chance is not excluded.")
+    first, reached = findings(replace(comparison(), p_anywhere_a=0.06, p_anywhere_b=0.01))
+    assert first == (
+        "Both contrasts have a direction at 4 of 5 layers, but at none of them can their cosine be told from chance."
+    )
+    assert reached == "6.0 % of permutations reach the data's largest plug-in cosine at some layer or other."
+
+
+def test_layers_that_few_dimensions_rule_are_no_headline():
+    c = comparison()
+    first, *_ = findings(replace(c, dominated=torch.tensor([False, False, False, True, False])))
+    assert first.endswith("it stays farthest from zero with 0.35 [0.25, 0.45] at layer 4.")
+    nowhere, _ = findings(replace(c, dominated=torch.ones(5, dtype=torch.bool)))
+    assert nowhere.endswith(
+        "be told from chance, or from what few dimensions do: three of them hold more than half of a direction at 5."
+    )
+
+
+@pytest.mark.parametrize(
+    ("standardised", "said"),
+    [
+        ((0.41, 0.36, 0.46), "it is 0.41 [0.36, 0.46] there: a few dimensions that vary much do not make it."),
+        ((0.11, -0.02, 0.24), "it is 0.11 [−0.02, 0.24] there, so it hangs on dimensions that vary much."),
+        ((-0.41, -0.46, -0.36), "it is −0.41 [−0.46, −0.36] there, so it hangs on dimensions that vary much."),
+        ((math.nan,) * 3, "there is no direction to compare at that layer, so the cosine hangs on dimensions that"),
+    ],
+)
+def test_the_other_metric_is_said_beside_it(standardised, said):
+    c = comparison()
+    corrected, low, high = (torch.full((5,), value) for value in standardised)
+    _, _, units, _ = findings(c, replace(c, metric="standardised", corrected=corrected, low=low, high=high))
+    assert units.startswith("With every dimension in units of its own deviation within the classes ")
+    assert said in units
 
 
 @pytest.mark.parametrize(
