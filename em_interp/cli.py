@@ -11,7 +11,10 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-Span = Literal["response", "turn", "last", "post_instruction"]  # em_interp.texts.Span, whose import takes seconds
+# As in em_interp.texts and em_interp.directions, whose import takes seconds.
+Span = Literal["response", "turn", "last", "post_instruction"]
+EstimatorName = Literal["difference_of_means", "standardised", "lda", "paired", "logistic", "principal"]
+Metric = Literal["plain", "standardised"]
 Model = Annotated[str, typer.Option(help="Hub name, folder, adapter folder, or 'bundled' for the embedded model.")]
 Adapter = Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: folder or hub name.")]
 TemplateArg = Annotated[
@@ -81,6 +84,7 @@ def directions(  # noqa: PLR0913 - one parameter a flag
     adapter: Adapter = None,
     template_arg: TemplateArg = None,
     span: Annotated[Span, typer.Option(help="Tokens to read.")] = "response",
+    estimator: Annotated[EstimatorName, typer.Option(help="How it is found.")] = "difference_of_means",
     out: Out = Path("direction.safetensors"),
     quiet: Quiet = False,
 ) -> None:
@@ -90,10 +94,11 @@ def directions(  # noqa: PLR0913 - one parameter a flag
                em-interp directions refusal --span last --out refusal.safetensors
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp import difference_of_means, load_contrast, read_contrast
+        from em_interp import load_contrast, read_contrast
+        from em_interp.directions.estimators import ESTIMATORS
 
         read = read_contrast(_load(model, adapter, template_arg), load_contrast(contrast), span=span)
-        found = difference_of_means(read)
+        found = ESTIMATORS[estimator](read)
         path = found.save(out)
     _say(f"{found}\nwritten to {path}", quiet)
 
@@ -107,6 +112,9 @@ def compare(  # noqa: PLR0913 - one parameter a flag
     template_arg: TemplateArg = None,
     first_span: Annotated[Span, typer.Option(help="Tokens the first is read on.")] = "response",
     second_span: Annotated[Span, typer.Option(help="Tokens the second is read on.")] = "last",
+    metric: Annotated[Metric, typer.Option(help="The stream as it is, or dimensions in units of their deviation.")] = (
+        "plain"
+    ),
     out: Annotated[Path | None, typer.Option(help="Also write the table as JSON here.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -122,7 +130,7 @@ def compare(  # noqa: PLR0913 - one parameter a flag
         hooked = _load(model, adapter, template_arg)
         a = read_contrast(hooked, load_contrast(first), span=first_span)
         b = read_contrast(hooked, load_contrast(second), span=second_span)
-        found = compare_contrasts(a, b)
+        found = compare_contrasts(a, b, metric=metric)
         if out is not None:
             write_atomically(out, json.dumps(found.table(), indent=1) + "\n")
     _say("\n".join([repr(found), *map(_line, found.table())]), quiet)

@@ -109,6 +109,38 @@ def test_hover_gives_every_number_with_its_interval():
     assert f"labels of misalignment permuted: {figures.number(low)} … {figures.number(high)}" in shown
 
 
+def test_marks_are_hollow_where_few_dimensions_rule():
+    c = replace(comparison(), dominated=torch.tensor([False, True, False, False, True]))
+    symbols = trace(figures.cosine_by_layer(c), "noise-corrected cosine").marker.symbol
+    assert list(symbols) == ["circle", "circle-open", "circle", "circle", "circle-open"]
+    shown = trace(figures.cosine_by_layer(c), "noise-corrected cosine").hovertext[3]
+    assert f"in three dimensions: misalignment {c.dominance_a[3]:.0%}, refusal {c.dominance_b[3]:.0%}" in shown
+
+
+def test_both_metrics_stand_in_one_figure_above_the_share_of_few_dimensions():
+    plain = comparison()
+    units = replace(plain, metric="standardised", corrected=plain.corrected + 0.01)
+    figure = figures.cosine_by_metric(plain, units, model="some/tiny-model")
+    assert same(trace(figure, "the stream as it is", 1).y, plain.corrected)
+    assert same(trace(figure, "standardised dimensions", 1).y, units.corrected)
+    assert same(trace(figure, "misalignment: share in three dimensions").y, plain.dominance_a)
+    assert same(trace(figure, "refusal: share in three dimensions").y, plain.dominance_b)
+    assert_drawable(figure)
+    for first, second in ((units, plain), (plain, plain), (plain, replace(units, a="another"))):
+        with pytest.raises(ValueError, match="are not the same in two metrics: give compare"):
+            figures.cosine_by_metric(first, second)
+
+
+def test_other_estimators_are_dotted():
+    plain = separabilities()
+    dotted = [replace(s, estimator="standardised", auc=s.auc - 0.1) for s in plain]
+    figure = figures.norms_and_separability(directions(), [*plain, *dotted])
+    line = trace(figure, "refusal, standardised", 1)
+    assert same(line.y, dotted[1].auc)
+    assert (line.line.dash, line.showlegend) == ("dot", True)
+    assert line.line.color == trace(figure, "refusal", 0).line.color
+
+
 def test_one_layer_and_no_controls():
     c = compare(contrast("a", 0, layers=(3,)), contrast("b", 1, layers=(3,)), n_resamples=40)
     figure = figures.cosine_by_layer(c)
