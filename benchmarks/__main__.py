@@ -1,4 +1,4 @@
-"""`make bench`: the library against bare Hugging Face and TransformerLens; `python -m benchmarks coverage`: intervals."""
+"""`make bench`: the library against bare Hugging Face and TransformerLens; `coverage`: whether intervals hold."""
 
 import argparse
 import subprocess

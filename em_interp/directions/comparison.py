@@ -261,6 +261,11 @@ class _Side:
     question: Int[Tensor, " row"]
     counts: Float[Tensor, "2 question 1"]  # rows of each class, positive first, and question
 
+    @property
+    def shares(self) -> Float[Tensor, "2 question 1"]:
+        """Each question's share in the mean of each class."""
+        return self.counts / self.counts.sum(1, keepdim=True)
+
 
 def _side(contrast: ContrastActivations, n_resamples: int, generator: torch.Generator) -> _Side:
     groups = contrast.positive.groups + contrast.negative.groups
@@ -286,9 +291,7 @@ class _Read:
     rows: Float[Tensor, "layer row d_model"]
     sums: Float[Tensor, "layer 2 question d_model"]  # of the rows of each class, positive first, and question
     direction: Float[Tensor, "layer d_model"]
-    noise: Float[
-        Tensor, "layer question d_model"
-    ]  # how far each question pulls the direction, unbiased in its variance
+    noise: Float[Tensor, "layer question d_model"]  # how far each question pulls the direction, its variance unbiased
     squared: Float[Tensor, " layer"]  # unbiased squared norm
     norms: Float[Tensor, "layer permutation"]  # of the difference of means under the true labels, then permuted ones
     found: Bool[Tensor, " layer"]
@@ -317,7 +320,7 @@ def _read(side: _Side, layers: slice) -> _Read:
     # The class means lie at plus and minus half the direction now.
     residuals = (sums - side.counts * torch.stack([direction, -direction], 1)[:, :, None] / 2) / total
     # Means pass through their own rows, so residuals are too small by the share that a question has in them.
-    residuals = residuals / (1 - side.counts / total).sqrt()
+    residuals = residuals / (1 - side.shares).sqrt()
     squared = _inner_product((sums, side.counts), (sums, side.counts), torch.arange(len(side.questions)))
     n, applied = side.n_resamples, _times_gram(side.weights, rows)
     norms = _dots(applied, side.weights)
@@ -362,7 +365,8 @@ def _interval(
     columns = torch.full((3, len(found)), math.nan, dtype=corrected.dtype)
     if found.any():
         noisy_a, noisy_b = (
-            Noisy(x.direction[found], x.noise[found], x.squared[found], x.side.questions) for x in (a, b)
+            Noisy(x.direction[found], x.noise[found], x.squared[found], x.side.questions, x.side.shares.mean(0)[:, 0])
+            for x in (a, b)
         )
         columns[:, found] = torch.stack(cosine_interval(noisy_a, noisy_b, corrected[found], signs))
     return dict(zip(("low", "high", "standard_error"), columns, strict=True))

@@ -19,21 +19,24 @@ class Noisy:
     Attributes:
         noise: how far each question pulls it, its squares summing to an unbiased variance.
         squared: the unbiased squared length, above zero.
+        shares: each question's share in the means.
     """
 
     direction: Float[Tensor, "layer dim"]
     noise: Float[Tensor, "layer question dim"]
     squared: Float[Tensor, " layer"]
     questions: tuple[str, ...]
+    shares: Float[Tensor, " question"]
 
     def scaled(self) -> Sum:
-        """Of unbiased length one, the noise as a jackknife of the mean has it: √((n−1)/n) of what it is."""
-        length, n = self.squared.sqrt()[:, None], len(self.questions)
-        return Sum(self.direction / length, self.noise / length[..., None] * math.sqrt((n - 1) / n), self.questions)
+        """Of unbiased length one, with what each question adds to it as observed: the residuals of the mean."""
+        length = self.squared.sqrt()[:, None]
+        residuals = self.noise / length[..., None] * (1 - self.shares).sqrt()[:, None]
+        return Sum(self.direction / length, residuals, self.questions, self.shares)
 
     def around(self, unit: Float[Tensor, "layer dim"]) -> Sum:
         """The same noise around a centre of length one, all of which is taken to be signal."""
-        return Sum(unit, self.noise / self.squared.sqrt()[:, None, None], self.questions)
+        return Sum(unit, self.noise / self.squared.sqrt()[:, None, None], self.questions, self.shares)
 
 
 def cosine_interval(

@@ -19,11 +19,16 @@ from em_interp.statistics.resampling import numbered
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """A vector a layer: a centre, and what each question adds to it."""
+    """A vector a layer: a centre, and what each question adds to it.
+
+    Attributes:
+        shares: each question's share in the mean that the vector is of; together they are one.
+    """
 
     centre: Float[Tensor, "layer dim"]
     added: Float[Tensor, "layer question dim"]
     questions: tuple[str, ...]
+    shares: Float[Tensor, " question"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +88,8 @@ def inner_product(x: Sum, y: Sum, signs: Signs) -> InnerProduct:
     centres = (x.centre * y.centre).sum(-1, keepdim=True).to(signs.values.dtype)
     value = centres + linear_x.sum(-1) + linear_y.sum(-1) + pairs / (pairs - n_own) * paired.sum(-1)
     left_out = pairs / (pairs - 2 * n_own)
-    of_x = _centred(linear_x + left_out * paired)
-    return InnerProduct(value, of_x, of_x if x is y else _centred(linear_y + left_out * paired_y))
+    of_x = _residuals(linear_x + left_out * paired, x.shares)
+    return InnerProduct(value, of_x, of_x if x is y else _residuals(linear_y + left_out * paired_y, y.shares))
 
 
 def by_question(
@@ -136,6 +141,9 @@ def _same_question(x: Sum, y: Sum) -> Bool[Tensor, "question_x question_y"]:
     return number[: len(x.questions), None] == number[len(x.questions) :]
 
 
-def _centred(changes: Float[Tensor, "layer draw question"]) -> Float[Tensor, "layer draw question"]:
-    n = changes.shape[-1]
-    return math.sqrt(n / (n - 1)) * (changes - changes.mean(-1, keepdim=True))
+def _residuals(
+    changes: Float[Tensor, "layer draw question"], shares: Float[Tensor, " question"]
+) -> Float[Tensor, "layer draw question"]:
+    """What is left of each change when the mean has taken its part, and that scaled to the variance before."""
+    shares = shares.to(changes.dtype)
+    return (changes - shares * changes.sum(-1, keepdim=True)) / (1 - shares).sqrt()
