@@ -9,7 +9,7 @@ from torch import Tensor
 
 from em_interp.statistics.wild_bootstrap import Signs, Sum, by_question, critical_values, inner_product
 
-_TINY = 1e-6  # of a squared length of one: an error below is what rounding leaves of none
+_SMALL = 1e-4  # of a length of one: draws are in float32, which says little about smaller errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,22 @@ def cosine_interval(
     Stein 1981). So the statistic is computed again from draws in which each question's noise has a random sign, around
     centres that have the corrected lengths and the corrected cosine.
 
-    The standard error is the jackknife's with these products counted once.
+    The standard error is the jackknife's with these products counted once. Below 0.0001, as between a direction and
+    itself, Student's critical values serve: draws are made in float32.
     """
+    from scipy.special import stdtrit
+
     x, y = a.scaled(), b.scaled()
     numerator, length = _changes(x, y)
     covariance = torch.stack([numerator, length], 1)
     covariance = covariance @ covariance.mT
-    low, high = _fieller(cosine, covariance, critical_values(_studentised(a, b, cosine.clamp(-1, 1), signs)))
     of_ratio = covariance[:, 0, 0] - 2 * cosine * covariance[:, 0, 1] + cosine**2 * covariance[:, 1, 1]
+    students = float(stdtrit(min(len(a.questions), len(b.questions)) - 1, 0.975))
+    above, below = (
+        torch.where(of_ratio < _SMALL**2, students, drawn)
+        for drawn in critical_values(_studentised(a, b, cosine.clamp(-1, 1), signs))
+    )
+    low, high = _fieller(cosine, covariance, (above, below))
     # The jackknife expects at most twice the truth, so never take away more than half.
     variance = of_ratio - _pairs(x, y, cosine).minimum(of_ratio / 2)
     return low, high, variance.clamp_min(0).sqrt()
@@ -86,7 +94,7 @@ def _studentised(a: Noisy, b: Noisy, cosine: Float[Tensor, " layer"], signs: Sig
     through_x = between.of_x - (c * ratio)[..., None] * of_x.of_x
     through_y = between.of_y - (c / ratio)[..., None] * of_y.of_x
     error = by_question(through_x, through_y, x, y).square().sum(-1).sqrt()
-    t = (between.value - c * (squared_x * squared_y).sqrt()) / error.clamp_min(_TINY)
+    t = (between.value - c * (squared_x * squared_y).sqrt()) / error.clamp_min(_SMALL**2)
     return torch.where(valid, t, math.nan)
 
 
