@@ -69,7 +69,7 @@ class TestInnerProduct:
         """Its own residual shrinks by its share, and is scaled to the variance that its noise has."""
         x = summed(A, 0, shares=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
         y = Sum(x.centre, torch.zeros(LAYERS, 1, D).double(), ("other",), torch.zeros(1).double())
-        moved = inner_product(x, y, Signs.as_observed(A + ["other"])).of_x[:, 0]
+        moved = inner_product(x, y, Signs.as_observed([*A, "other"])).of_x[:, 0]
         along = (x.added * x.centre[:, None]).sum(-1)
         torch.testing.assert_close(moved[:, 0], (along[:, 0] - along.sum(-1) / 2) / math.sqrt(0.5))
         torch.testing.assert_close(moved[:, 4], (along[:, 4] - along.sum(-1) / 10) / math.sqrt(0.9))
