@@ -43,7 +43,8 @@ class Comparison:
             Noise can carry it past ±1.
         low: lower end of its 95 % interval, −1 where the data exclude no cosine; the estimate where that is lower.
         high: upper end, 1 where the data exclude no cosine; the estimate where that is higher.
-        standard_error: of the corrected cosine, by the jackknife over questions.
+        standard_error: of the corrected cosine, by the jackknife over questions, products of two questions' noise
+            counted once. The interval is not made from it.
         found_a: whether a has a direction there: its norm exceeds that of permuted labels (5 %, one layer at a time).
         found_b: the same of b.
         null_a: 2.5 % and 97.5 % quantiles of the plug-in cosine when a's labels are permuted.
@@ -183,11 +184,9 @@ def compare(
     divides by lengths that are free of that: products of a question with itself are left out of inner product and
     squared norms, also between a and b where they share a question (two models reading the same texts).
 
-    The 95 % interval is Fieller's (1954), for a ratio whose denominator is uncertain, with t quantiles and a
-    delete-one-question jackknife covariance of numerator and denominator. From that covariance the products of two
-    questions' noise are taken out once, because the jackknife counts them twice (Efron and Stein 1981). Simulated, it
-    covers the truth in 92 to 99 %, also where a direction is barely found; but there the estimates are a selection and
-    can be far off, most of all when a and b share questions, so read the interval.
+    The 95 % interval is Fieller's (1954), for a ratio whose denominator is uncertain: all cosines c for which inner
+    product − c · length, over its delete-one-question jackknife error, is as usual as in draws where the noise of each
+    question has a random sign (a wild bootstrap). COVERAGE
 
     A side has a direction at a layer when the norm of its difference of means is among the largest 5 % of those under
     permuted labels, whatever the shape of the noise, and stays positive when noise is taken out of it. With one pair of
@@ -201,7 +200,7 @@ def compare(
         a: activations of the first contrast.
         b: activations of the second; its model may differ (base and organism), its span and texts too.
         controls: contrasts that should show no direction of interest, at any span, for scale.
-        n_resamples: how many permutations and how many halvings.
+        n_resamples: how many permutations, halvings and draws of signs.
         seed: of both.
 
     Raises:
