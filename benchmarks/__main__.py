@@ -1,4 +1,4 @@
-"""`make bench`: the library against bare Hugging Face and TransformerLens on the same batches."""
+"""`make bench`: the library against bare Hugging Face and TransformerLens; `coverage`: whether intervals hold."""
 
 import argparse
 import subprocess
@@ -10,6 +10,7 @@ import torch
 
 import em_interp as em
 from benchmarks import answers, baselines, organisms
+from benchmarks.coverage import coverage
 from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.rates import rates
@@ -142,10 +143,21 @@ def _peak(n: int) -> None:
 
 
 def main() -> None:
-    """Run every benchmark and print its table."""
+    """Run every benchmark and print its table, or simulate how often intervals of cosines hold the truth."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["costs", "coverage"], default="costs")
     parser.add_argument("--rounds", type=int, default=3, help="times each contender runs; the median counts")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--simulations", type=int, default=300, help="of each cell of `coverage`")
+    arguments = parser.parse_args()
+    if arguments.what == "coverage":
+        for found in coverage(arguments.simulations):
+            print(found, flush=True)
+    else:
+        costs(arguments.rounds)
+
+
+def costs(rounds: int) -> None:
+    """Print the tables of what everything costs."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {rounds}\n")
     with quiet():
         model = em.load_bundled()

@@ -93,8 +93,8 @@ def estimators_compared(  # noqa: PLR0913 - which estimators, and what is done w
             differences within questions where every question has both classes.
         layer: where; the middle one of those read by default.
         scale: how much is added, in mean residual norms of the layer.
-        behaviours: what is measured; by default misaligned preference on 24 held-out questions, and bits a token of plain
-            prose for what it costs.
+        behaviours: what is measured; by default misaligned preference on 24 held-out questions, and bits a token of
+            plain prose for what it costs.
         n_folds: of the held-out questions.
         seed: of the folds.
 

@@ -14,14 +14,15 @@ from torch import Tensor
 from em_interp.activations.reading import ContrastActivations
 from em_interp.directions.direction import Direction, dominance, dominated
 from em_interp.directions.estimators import deviations
+from em_interp.directions.intervals import Noisy, cosine_interval
 from em_interp.statistics.resampling import (
     class_sums,
-    jackknife_covariance,
     mean_weights,
     numbered,
     permuted_labels,
     random_halves,
 )
+from em_interp.statistics.wild_bootstrap import Signs
 
 Metric = Literal["plain", "standardised"]
 
@@ -46,7 +47,8 @@ class Comparison:
             Noise can carry it past ±1.
         low: lower end of its 95 % interval, −1 where the data exclude no cosine; the estimate where that is lower.
         high: upper end, 1 where the data exclude no cosine; the estimate where that is higher.
-        standard_error: of the corrected cosine, by the jackknife over questions.
+        standard_error: of the corrected cosine, by the jackknife over questions, products of two questions' noise
+            counted once. The interval is not made from it.
         found_a: whether a has a direction there: its norm exceeds that of permuted labels (5 %, one layer at a time).
         found_b: the same of b.
         null_a: 2.5 % and 97.5 % quantiles of the plug-in cosine when a's labels are permuted.
@@ -201,11 +203,9 @@ def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
     divides by lengths that are free of that: products of a question with itself are left out of inner product and
     squared norms, also between a and b where they share a question (two models reading the same texts).
 
-    The 95 % interval is Fieller's (1954), for a ratio whose denominator is uncertain, with t quantiles and a
-    delete-one-question jackknife covariance of numerator and denominator. From that covariance the products of two
-    questions' noise are taken out once, because the jackknife counts them twice (Efron and Stein 1981). Simulated, it
-    covers the truth in 92 to 99 %, also where a direction is barely found; but there the estimates are a selection and
-    can be far off, most of all when a and b share questions, so read the interval.
+    The 95 % interval is Fieller's (1954), for a ratio whose denominator is uncertain: all cosines c for which inner
+    product − c · length, over its delete-one-question jackknife error, is as usual as in draws where the noise of each
+    question has a random sign (a wild bootstrap). COVERAGE
 
     A side has a direction at a layer when the norm of its difference of means is among the largest 5 % of those under
     permuted labels, whatever the shape of the noise, and stays positive when noise is taken out of it. With one pair of
@@ -221,7 +221,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
         controls: contrasts that should show no direction of interest, at any span, for scale.
         metric: `plain` takes the residual stream as it is, where a few massive dimensions can make up a cosine;
             `standardised` divides every dimension by its standard deviation within the classes of a and b first.
-        n_resamples: how many permutations and how many halvings.
+        n_resamples: how many permutations, halvings and draws of signs.
         seed: of both.
 
     Raises:
@@ -235,7 +235,10 @@ def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
     units = deviations([a, b]) if metric == "standardised" else torch.ones(len(a.layers), 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     sides = [_side(contrast, n_resamples, generator) for contrast in contrasts]
-    blocks = [_compare_block([_read(side, layers, units[layers]) for side in sides]) for layers in _blocks(sides)]
+    signs = Signs.drawn(a.groups + b.groups, n_resamples, seed=seed)
+    blocks = [
+        _compare_block([_read(side, layers, units[layers]) for side in sides], signs) for layers in _blocks(sides)
+    ]
     found = {name: torch.cat([block[name] for block in blocks], -1) for name in blocks[0]}
     permuted = {side: found.pop(f"permuted_{side}") for side in "ab"}
     nulls: dict[str, Any] = {}
@@ -284,6 +287,11 @@ class _Side:
     question: Int[Tensor, " row"]
     counts: Float[Tensor, "2 question 1"]  # rows of each class, positive first, and question
 
+    @property
+    def shares(self) -> Float[Tensor, "2 question 1"]:
+        """Each question's share in the mean of each class."""
+        return self.counts / self.counts.sum(1, keepdim=True)
+
 
 def _side(contrast: ContrastActivations, n_resamples: int, generator: torch.Generator) -> _Side:
     groups = contrast.positive.groups + contrast.negative.groups
@@ -309,8 +317,8 @@ class _Read:
     rows: Float[Tensor, "layer row d_model"]
     sums: Float[Tensor, "layer 2 question d_model"]  # of the rows of each class, positive first, and question
     direction: Float[Tensor, "layer d_model"]
-    noise: Float[Tensor, "layer question d_model"]  # how far each question pulls the direction away from where it is
-    squared: Float[Tensor, "layer left_out"]  # unbiased squared norm: of all questions, then with each one left out
+    noise: Float[Tensor, "layer question d_model"]  # how far each question pulls the direction, its variance unbiased
+    squared: Float[Tensor, " layer"]  # unbiased squared norm
     norms: Float[Tensor, "layer permutation"]  # of the difference of means under the true labels, then permuted ones
     found: Bool[Tensor, " layer"]
     ceiling: Float[Tensor, " layer"]
@@ -337,7 +345,9 @@ def _read(side: _Side, layers: slice, units: Float[Tensor, "*layer #d_model"]) -
     sums, total = class_sums(rows, side.positive, side.question), side.counts.sum(1, keepdim=True)
     # The class means lie at plus and minus half the direction now.
     residuals = (sums - side.counts * torch.stack([direction, -direction], 1)[:, :, None] / 2) / total
-    squared = _inner_products((sums, side.counts), (sums, side.counts), torch.arange(len(side.questions)))
+    # Means pass through their own rows, so residuals are too small by the share that a question has in them.
+    residuals = residuals / (1 - side.shares).sqrt()
+    squared = _inner_product((sums, side.counts), (sums, side.counts), torch.arange(len(side.questions)))
     n, applied = side.n_resamples, _times_gram(side.weights, rows)
     norms = _dots(applied, side.weights)
     # What float32 leaves of the length of two equal means is no length.
@@ -346,7 +356,7 @@ def _read(side: _Side, layers: slice, units: Float[Tensor, "*layer #d_model"]) -
     between_halves = _dots(applied[:, n + 1 : 2 * n + 1], side.weights[2 * n + 1 :])
     ceiling = (between_halves / (of_halves * of_others).clamp_min(_TINY)).double().mean(-1)
     p = (of_labels >= of_labels[:, :1] * _TIE).double().mean(-1)
-    found = (p <= 0.05) & (squared[:, 0] > 0)
+    found = (p <= 0.05) & (squared > 0)
     return _Read(side, rows, sums, direction, residuals[:, 0] - residuals[:, 1], squared, of_labels, found, ceiling)
 
 
@@ -363,112 +373,61 @@ def _times_gram(
 
 
 def _pair(a: _Read, b: _Read) -> dict[str, Float[Tensor, " layer"]]:
-    """Plug-in cosine, corrected cosine, both ends of its interval and its standard error."""
+    """Plug-in cosine and corrected cosine, which is NaN where either side has no direction."""
     lengths = a.direction.norm(dim=-1) * b.direction.norm(dim=-1)
     plug_in = (_dots(a.direction, b.direction) / lengths.clamp_min(_TINY)).clamp(-1, 1)
-    n = len(a.side.questions), len(b.side.questions)
-    at_b = numbered(a.side.questions + b.side.questions)[n[0] :]  # a's questions come first, in their own order
-    inner = _inner_products((a.sums, a.side.counts), (b.sums, b.side.counts), at_b)
-    # Below zero where no direction is found: NaN from here on.
-    length, ratio = (a.squared[:, 0] * b.squared[:, 0]).sqrt(), (b.squared[:, 0] / a.squared[:, 0]).sqrt()
-    # To first order: the root of the product of the squared norms moves with their weighted mean.
-    change_of_length = torch.zeros_like(inner[:, 1:])
-    change_of_length[:, : n[0]] = ratio[:, None] * (a.squared[:, 1:] - a.squared[:, :1]) / 2
-    change_of_length[:, at_b] += (b.squared[:, 1:] - b.squared[:, :1]) / ratio[:, None] / 2
-    cosine, covariance = (
-        inner[:, 0] / length,
-        jackknife_covariance(torch.stack([inner[:, 1:] - inner[:, :1], change_of_length], 1)),
-    )
-    twice = _degenerate(a.noise, b.noise, at_b, ratio)
-    # The jackknife expects at most twice the truth, so never take away more than half.
-    share = (_of_ratio(covariance, cosine) / (2 * _of_ratio(twice, cosine)).clamp_min(_TINY)).clamp(0, 1)
-    covariance = covariance - share[:, None, None] * twice
-    error = _of_ratio(covariance, cosine).clamp_min(0).sqrt() / length
-    low, high = _fieller(inner[:, 0], length, covariance, min(n) - 1)
-    corrected = {"corrected": cosine, "low": low, "high": high, "standard_error": error}
-    both = a.found & b.found
-    return {"cosine": plug_in} | {name: torch.where(both, values, math.nan) for name, values in corrected.items()}
+    n = len(a.side.questions)
+    at_b = numbered(a.side.questions + b.side.questions)[n:]  # a's questions come first, in their own order
+    inner = _inner_product((a.sums, a.side.counts), (b.sums, b.side.counts), at_b)
+    corrected = inner / (a.squared * b.squared).sqrt()
+    return {"cosine": plug_in, "corrected": torch.where(a.found & b.found, corrected, math.nan)}
 
 
-def _inner_products(
+def _interval(
+    a: _Read, b: _Read, corrected: Float[Tensor, " layer"], signs: Signs
+) -> dict[str, Float[Tensor, " layer"]]:
+    """Both ends of the corrected cosine's interval and its standard error, NaN where it is."""
+    found = corrected.isfinite()
+    columns = torch.full((3, len(found)), math.nan, dtype=corrected.dtype)
+    if found.any():
+        noisy_a, noisy_b = (
+            Noisy(x.direction[found], x.noise[found], x.squared[found], x.side.questions, x.side.shares.mean(0)[:, 0])
+            for x in (a, b)
+        )
+        columns[:, found] = torch.stack(cosine_interval(noisy_a, noisy_b, corrected[found], signs))
+    return dict(zip(("low", "high", "standard_error"), columns, strict=True))
+
+
+def _inner_product(
     x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], at_y: Int[Tensor, " question_y"]
-) -> Float[Tensor, "layer left_out"]:
-    """Unbiased inner product of two differences of means: with all questions, then with each one left out.
+) -> Float[Tensor, " layer"]:
+    """Unbiased inner product of two differences of means, each given as its sums and counts.
 
-    Each side is given as its sums and counts. Only products of two different questions count, so noise has no product
-    with itself.
+    Only products of two different questions count, so noise has no product with itself.
     """
     products = _between_questions(x[0], y[0], at_y) / _between_questions(x[1][None], y[1][None], at_y)
-    return einsum(_SIGN, _SIGN, products, "class_x, class_y, layer class_x class_y left_out -> layer left_out")
+    return einsum(_SIGN, _SIGN, products, "class_x, class_y, layer class_x class_y -> layer")
 
 
 def _between_questions(
     x: Float[Tensor, "layer 2 question_x dim"],
     y: Float[Tensor, "layer 2 question_y dim"],
     at_y: Int[Tensor, " question_y"],
-) -> Float[Tensor, "layer 2 2 left_out"]:
-    """Sum of x_g · y_h over all questions g ≠ h, for each pair of classes: with all, then with each one left out.
+) -> Float[Tensor, "layer 2 2"]:
+    """Sum of x_g · y_h over all questions g ≠ h, for each pair of classes.
 
     Question h of y has the number `at_y[h]` where x and y are numbered together, x first.
     """
-    n_x, in_both = x.shape[2], at_y < x.shape[2]
-    same, as_first, as_second = x.new_zeros(3, len(x), 2, 2, max(n_x, int(at_y.max()) + 1))
-    same[..., at_y[in_both]] = _dots(x[:, :, None, at_y[in_both]], y[:, None, :, in_both])
-    as_first[..., :n_x] = einsum(x, y.sum(2), "l c question d, l e d -> l c e question")
-    as_second[..., at_y] = einsum(x.sum(2), y, "l c d, l e question d -> l c e question")
-    every = (as_first - same).sum(-1, keepdim=True)
-    return torch.cat([every, every - (as_first - same) - (as_second - same)], -1)
+    in_both = at_y < x.shape[2]
+    same = einsum(x[:, :, at_y[in_both]], y[:, :, in_both], "l c question d, l e question d -> l c e")
+    return einsum(x.sum(2), y.sum(2), "l c d, l e d -> l c e") - same
 
 
-def _degenerate(
-    x: Float[Tensor, "layer question_x d_model"],
-    y: Float[Tensor, "layer question_y d_model"],
-    at_y: Int[Tensor, " question_y"],
-    ratio: Float[Tensor, " layer"],
-) -> Float[Tensor, "layer 2 2"]:
-    """Covariance that inner product and length owe to products of two questions' noise.
-
-    The jackknife counts it twice: leaving out either question of a pair leaves out the product.
-    """
-    n_x, n = x.shape[1], max(x.shape[1], int(at_y.max()) + 1)
-    pairs = x.new_zeros(len(x), 2, n, n)
-    inner, length = pairs[:, 0], pairs[:, 1]
-    inner[:, :n_x, at_y] = x @ y.mT
-    inner += inner.mT.clone()
-    length[:, :n_x, :n_x] = ratio[:, None, None] * (x @ x.mT)
-    length[:, at_y[:, None], at_y] += y @ y.mT / ratio[:, None, None]
-    pairs.diagonal(dim1=2, dim2=3).zero_()
-    return pairs.flatten(2) @ pairs.flatten(2).mT / 2  # each pair is in the matrix twice
-
-
-def _of_ratio(covariance: Float[Tensor, "layer 2 2"], ratio: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
-    """Variance of numerator − ratio · denominator."""
-    return covariance[:, 0, 0] - 2 * ratio * covariance[:, 0, 1] + ratio**2 * covariance[:, 1, 1]
-
-
-def _fieller(
-    inner: Float[Tensor, " layer"],
-    length: Float[Tensor, " layer"],
-    covariance: Float[Tensor, "layer 2 2"],
-    freedom: int,
-) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """All cosines c for which inner − c·length is within its 95 % of zero, inside [−1, 1] (or up to the estimate)."""
-    from scipy.special import stdtrit
-
-    spread = float(stdtrit(freedom, 0.975)) ** 2 * covariance
-    cosine, one = inner / length, torch.ones_like(inner)
-    lowest, highest = torch.minimum(cosine, -one), torch.maximum(cosine, one)
-    a, b, c = length**2 - spread[:, 1, 1], inner * length - spread[:, 0, 1], inner**2 - spread[:, 0, 0]
-    root = (b**2 - a * c).clamp_min(0).sqrt()
-    low, high = ((b - root) / a).clamp(lowest, one), ((b + root) / a).clamp(-one, highest)
-    # A length that may be zero excludes no cosine.
-    return torch.where(a > 0, low, lowest), torch.where(a > 0, high, highest)
-
-
-def _compare_block(read: list[_Read]) -> dict[str, Tensor]:
+def _compare_block(read: list[_Read], signs: Signs) -> dict[str, Tensor]:
     """All columns of a comparison, the layer axis last."""
     a, b, *controls = read
     columns: dict[str, Tensor] = dict(_pair(a, b)) | {"dominated": dominated(a.direction) | dominated(b.direction)}
+    columns |= _interval(a, b, columns["corrected"], signs)
     for name, side, other in (("a", a, b), ("b", b, a)):
         pairs = [_pair(side, control) for control in controls]
         none = torch.empty(0, len(a.found), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Questions as the unit of resampling: labels permuted, halves drawn, and one question left out at a time."""
+"""Questions as the unit of resampling: labels permuted and halves drawn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -70,11 +70,3 @@ def class_sums(
     n = int(question.max()) + 1
     empty = rows.new_zeros(*rows.shape[:-2], 2 * n, rows.shape[-1])
     return empty.index_add(-2, question + n * ~positive, rows).unflatten(-2, (2, n))
-
-
-def jackknife_covariance(
-    change: Float[Tensor, "layer statistic question"],
-) -> Float[Tensor, "layer statistic statistic"]:
-    """Covariance of statistics from how they change when each question is left out."""
-    n, deviations = change.shape[-1], change - change.mean(-1, keepdim=True)
-    return (n - 1) / n * deviations @ deviations.mT

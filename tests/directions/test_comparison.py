@@ -1,5 +1,6 @@
 """Directions are planted in noise of known shape; simulations lie along the layer axis, one a layer."""
 
+import functools
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
 from em_interp.directions.separation import separability
 from em_interp.statistics.resampling import _kinds, permuted_labels, random_halves
+from em_interp.statistics.wild_bootstrap import Signs
 
 N_SIMULATIONS = 200
 TRUTH = 0.3
@@ -219,42 +221,107 @@ def slow_noise(side: Classes, question: str) -> torch.Tensor:
     return total
 
 
-def slow_corrected(a: Classes, b: Classes) -> dict[str, float]:
-    """Corrected cosine, interval and standard error, one question at a time."""
-    questions = sorted({g for side in (a, b) for rows in side for g, _ in rows})
-    inner, aa, bb = slow_inner(a, b), slow_inner(a, a), slow_inner(b, b)
-    length, cosine = math.sqrt(aa * bb), inner / math.sqrt(aa * bb)
-    numerators, denominators = [], []
+@dataclass(frozen=True)
+class Slow:
+    """Corrected cosine, interval and standard error, one question and one draw at a time."""
+
+    corrected: float
+    low: float
+    high: float
+    standard_error: float
+
+
+def jackknifed(
+    inner: Callable[[str | None], float],
+    aa: Callable[[str | None], float],
+    bb: Callable[[str | None], float],
+    questions: list[str],
+) -> tuple[float, float, torch.Tensor]:
+    """Inner product, root of the product of the squared norms, and the covariance of both."""
+    length = math.sqrt(aa(None) * bb(None))
+    numerators, lengths = [], []
     for q in questions:
-        numerators.append(slow_inner(a, b, q))
-        changes = math.sqrt(bb / aa) * (slow_inner(a, a, q) - aa), math.sqrt(aa / bb) * (slow_inner(b, b, q) - bb)
-        denominators.append(length + sum(changes) / 2)
-    covariance = (
-        (len(questions) - 1) ** 2 / len(questions) * torch.tensor([numerators, denominators], dtype=torch.float64).cov()
-    )
-    twice = torch.zeros(2, 2).double()
+        numerators.append(inner(q))
+        # To first order in each squared norm.
+        changes = (aa(q) - aa(None)) * math.sqrt(bb(None) / aa(None)) + (bb(q) - bb(None)) * math.sqrt(
+            aa(None) / bb(None)
+        )
+        lengths.append(length + changes / 2)
+    both = torch.tensor([numerators, lengths], dtype=torch.float64)
+    # Each side's changes are zero on average, and n is that of the side.
+    return inner(None), length, (both - both.mean(1, keepdim=True)) @ (both - both.mean(1, keepdim=True)).T
+
+
+def slow_corrected(a: Classes, b: Classes, *, seed: int, n_draws: int) -> Slow:
+    """Every side has one pair a question, and both have as many questions."""
+    ours, theirs = ([g for g, _ in side[0]] for side in (a, b))
+    n, questions = len(ours), sorted({*ours, *theirs})
+    inner, length, covariance = jackknifed(
+        functools.partial(slow_inner, a, b), functools.partial(slow_inner, a, a), functools.partial(slow_inner, b, b),
+        questions,
+    )  # fmt: skip
+    covariance, cosine = (n - 1) / n * covariance, inner / length
+    aa, bb = slow_inner(a, a), slow_inner(b, b)
+    slope, variance_of_pairs = torch.tensor([1, -cosine], dtype=torch.float64), 0.0
     for g, h in itertools.combinations(questions, 2):
         (ag, ah), (bg, bh) = ([slow_noise(side, q) for q in (g, h)] for side in (a, b))
         in_length = math.sqrt(bb / aa) * ag @ ah + math.sqrt(aa / bb) * bg @ bh
-        pair = torch.stack([ag @ bh + ah @ bg, in_length])
-        twice += torch.outer(pair, pair)
-    slope = torch.tensor([1, -cosine], dtype=torch.float64)
-    covariance -= min(1.0, float(slope @ covariance @ slope) / 2 / float(slope @ twice @ slope)) * twice
-    freedom = min(len({g for rows in side for g, _ in rows}) for side in (a, b)) - 1
+        variance_of_pairs += float(ag @ bh + ah @ bg - cosine * in_length) ** 2
+    of_ratio = float(slope @ covariance @ slope)
+    error = math.sqrt(of_ratio - min(variance_of_pairs, of_ratio / 2)) / length
 
-    def excess(c: float) -> float:
+    # Centres of the unbiased lengths, both turned alike in their plane until their cosine is the corrected one.
+    means = [torch.stack([slow_mean(rows) for rows in side]) for side in (a, b)]
+    unit_a, unit_b = ((m[0] - m[1]) / (m[0] - m[1]).norm() for m in means)
+    before, after = math.acos(float(unit_a @ unit_b)), math.acos(cosine)
+    turn = (before - after) / 2
+    centre_a = (math.sin(before - turn) * unit_a + math.sin(turn) * unit_b) / math.sin(before) * math.sqrt(aa)
+    centre_b = (math.sin(before - turn) * unit_b + math.sin(turn) * unit_a) / math.sin(before) * math.sqrt(bb)
+    signs, t = Signs.drawn(questions, n_draws, seed=seed), []
+    for draw in range(n_draws):
+        rows = [
+            {q: centre + math.sqrt(n / (n - 1)) * n * s * slow_noise(side, q) for q, s in zip(names, of, strict=True)}
+            for side, names, centre, of in (
+                (a, ours, centre_a, signs.of(ours)[draw].tolist()),
+                (b, theirs, centre_b, signs.of(theirs)[draw].tolist()),
+            )
+        ]
+        products = [Products(*pair) for pair in ((rows[0], rows[1]), (rows[0], rows[0]), (rows[1], rows[1]))]
+        if min(products[1].mean(), products[2].mean()) > 0:
+            drawn, drawn_length, spread = jackknifed(*(product.mean for product in products), questions)
+            t.append((drawn - cosine * drawn_length) / math.sqrt((n - 1) / n * float(slope @ spread @ slope)))
+    t.sort()
+    above = max(wanted_rank([abs(x) for x in t], 0.95), wanted_rank(t, 0.975))
+    below = max(wanted_rank([abs(x) for x in t], 0.95), wanted_rank([-x for x in t], 0.975))
+
+    def excess(c: float, critical: float) -> float:
         """Above zero where the cosine c is excluded."""
         direction = torch.tensor([1, -c], dtype=torch.float64)
-        return (inner - c * length) ** 2 - stats.t.ppf(0.975, freedom) ** 2 * float(direction @ covariance @ direction)
+        return (inner - c * length) ** 2 - critical**2 * float(direction @ covariance @ direction)
 
-    ends = [float(root) for root in roots(excess)]
-    error = math.sqrt(float(slope @ covariance @ slope)) / length
-    return {
-        "corrected": cosine,
-        "standard_error": error,
-        "low": min(max(ends[0], -1), 1),
-        "high": min(ends[1], max(1, cosine)),
-    }
+    low, high = roots(functools.partial(excess, critical=above))[0], roots(functools.partial(excess, critical=below))[1]
+    return Slow(cosine, min(max(low, -1), 1), min(high, max(1, cosine)), error)
+
+
+def slow_mean(rows: list[Row]) -> torch.Tensor:
+    return torch.stack([x for _, x in rows]).mean(0)
+
+
+def wanted_rank(values: list[float], level: float) -> float:
+    return sorted(values)[math.ceil(level * (len(values) + 1) - 1e-9) - 1]
+
+
+class Products:
+    """Products of the rows of two sets of questions."""
+
+    def __init__(self, x: dict[str, torch.Tensor], y: dict[str, torch.Tensor]) -> None:
+        self.x, self.y = list(x), list(y)
+        self.values = torch.stack(list(x.values())) @ torch.stack(list(y.values())).T
+
+    def mean(self, without: str | None = None) -> float:
+        """Of two different questions, one question left out of both."""
+        kept = torch.tensor([[g != h and without not in (g, h) for h in self.y] for g in self.x])
+        return float(self.values[kept].mean())
 
 
 def roots(quadratic: Callable[[float], float]) -> list[float]:
@@ -287,15 +354,26 @@ def laid_out(layout: str, n_layers: int = 3, d: int = 6) -> tuple[ContrastActiva
     return contrast(ap, an, gap, gan, "a"), contrast(bp, bn, gbp, gbn, "b")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["paired", "shared"])
 def test_closed_form_equals_the_loop_over_questions(layout) -> None:
     a, b = laid_out(layout, n_layers=2)
-    c = compare(a, b, n_resamples=200)
+    c = compare(a, b, n_resamples=100, seed=3)
     assert (c.found_a & c.found_b).all()
     for layer in range(2):
-        wanted = slow_corrected(rows_of(a, layer), rows_of(b, layer))
-        got = {name: float(getattr(c, name)[layer]) for name in wanted}
-        assert got == pytest.approx(wanted, rel=1e-9)
+        wanted = slow_corrected(rows_of(a, layer), rows_of(b, layer), seed=3, n_draws=100)
+        for name, tolerance in (("corrected", 1e-9), ("standard_error", 1e-9), ("low", 1e-4), ("high", 1e-4)):
+            assert float(getattr(c, name)[layer]) == pytest.approx(getattr(wanted, name), rel=tolerance), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_corrected_cosine_equals_the_mean_of_products_of_different_questions(layout) -> None:
+    a, b = laid_out(layout, n_layers=2)
+    c = compare(a, b, n_resamples=100)
+    assert (c.found_a & c.found_b).all()
+    for layer in range(2):
+        x, y = rows_of(a, layer), rows_of(b, layer)
+        wanted = slow_inner(x, y) / math.sqrt(slow_inner(x, x) * slow_inner(y, y))
+        assert float(c.corrected[layer]) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_permutation_p_values_equal_those_of_all_sign_flips() -> None:
@@ -417,8 +495,11 @@ def test_the_seed_decides_the_draws() -> None:
     a, b = laid_out("mixed")
     first, again, other = (compare(a, b, n_resamples=50, seed=seed) for seed in (4, 4, 5))
     assert torch.equal(first.null_a, again.null_a)
+    assert torch.equal(first.low, again.low)
     assert not torch.equal(first.null_a, other.null_a)
+    assert not torch.equal(first.low, other.low)
     assert torch.equal(first.corrected, other.corrected)
+    assert torch.equal(first.standard_error, other.standard_error)
 
 
 def test_classes_that_hold_the_same_texts_have_no_direction() -> None:
