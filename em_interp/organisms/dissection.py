@@ -124,7 +124,7 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
             base's, since in the organism's own stream the adapter would meet again what it wrote.
         held_out: answers of both classes, of questions that the first direction was not read from: what the adapter's
             scalars are read on.
-        n_resamples: permutations and halvings behind nulls and ceilings.
+        n_resamples: permutations, halvings and draws of signs behind nulls, ceilings and intervals.
         seed: of all of them.
     """
     name, folder = organism_name(model), model.folder

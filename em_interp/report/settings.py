@@ -34,7 +34,7 @@ class Design:
         n_random: random directions that stand beside the two.
         n_samples: answers to each question and request in each condition.
         max_new_tokens: answers to open questions are cut off there.
-        n_resamples: permutations and halvings behind nulls and ceilings.
+        n_resamples: permutations, halvings and draws of signs behind nulls, ceilings and intervals.
         seed: of all of them, and of the random directions.
     """
 
