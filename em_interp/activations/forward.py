@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from em_interp.interventions import Intervention, at_prompt_length
 from em_interp.models.hooked import PROBE, HookedModel, HookPairs, TransformerLensModel, attached, tolerance
+from em_interp.models.sites import user_hooks
 from em_interp.texts.conversations import Batch, Encoded, batches
 
 # Below this a second pass costs more than the tokens it saves.
@@ -194,7 +195,7 @@ def texts_key(hooked: HookedModel, encoded: Sequence[Encoded], block: int) -> tu
 
 def is_untouched_below(hooked: HookedModel, block: int) -> bool:
     """Whether nobody has put hooks of their own on the bridge, or on the modules below a block."""
-    on_bridge = any(point.fwd_hooks for point in hooked.bridge.hook_dict.values())
+    on_bridge = bool(user_hooks(hooked.bridge.hook_dict))
     modules = (module for part in _below(hooked, block) for module in part.modules())
     return not on_bridge and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
