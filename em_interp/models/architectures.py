@@ -130,6 +130,6 @@ def _logits(
 
 def _same(got: Float[Tensor, "pos vocab"], wanted: Float[Tensor, "pos vocab"]) -> bool:
     """At every token; in half precision at most of them, since a router of experts may then decide otherwise."""
-    errors = (got.double() - wanted.double()).norm(dim=-1) / wanted.double().norm(dim=-1)
+    errors = (got.double() - wanted.double()).norm(dim=-1) / wanted.double().norm(dim=-1).mean()
     error = errors.max() if got.dtype in (torch.float32, torch.float64) else errors.median()
     return bool(error <= tolerance(got.dtype, 1e-4))

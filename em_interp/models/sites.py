@@ -234,13 +234,14 @@ class _Edited:
 
     seen: dict[str, Tensor] = field(default_factory=dict)
     left: dict[str, Tensor] = field(default_factory=dict)
-    again: set[str] = field(default_factory=set)
+    strange: dict[str, str] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def edit(self, name: str) -> Hook:
         def function(stream: Any, hook: Any = None) -> Any:
             if name in self.seen or not isinstance(stream, Tensor):
-                self.again.add(name)
+                there = "it is passed more than once" if name in self.seen else f"it holds a {type(stream).__name__}"
+                self.strange[name] = there
                 return None
             self.seen[name] = stream.detach().clone()
             if name == _END:
@@ -295,11 +296,9 @@ def _without_user_hooks(hook_dict: Mapping[str, Any]) -> Iterator[None]:
 def _wrong(bridge: Any, edited: _Edited) -> dict[str, str]:
     """Of each site that is not what its name says, why not."""
     seen, left, d_model = edited.seen, edited.left, bridge.cfg.d_model
-    found = {name: "this architecture has none" for name in _names(bridge) if name not in seen}
+    found = {name: "this architecture has none" for name in _names(bridge) if name not in seen} | edited.strange
     for name, stream in seen.items():
-        if name in edited.again:
-            found[name] = "it is passed more than once"
-        elif stream.shape[-1] != d_model or stream.ndim != 3:
+        if stream.shape[-1] != d_model or stream.ndim != 3:
             found[name] = f"it holds tensors of shape {tuple(stream.shape)}"
     embeddings = [name for name in EMBEDDINGS if name in seen]
     if not _adds_up(seen.get("blocks.0.hook_resid_pre"), [left[name] for name in embeddings]):
