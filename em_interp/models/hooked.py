@@ -116,7 +116,7 @@ class HookedModel:
         if peft_models:
             check_in_modules(twin, name)
         plain = _base_of(twin)
-        check_rows(plain, name)
+        check_rows(plain, f"{name} with its adapter" if peft_models else name)
         with booting(plain, name):
             bridge = _boot(hf_model, tokenizer, name)
         check_blocks(bridge, name, architecture(plain))
