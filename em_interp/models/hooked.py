@@ -188,8 +188,7 @@ class HookedModel:
     @property
     def sites(self) -> Sites:
         """Which of the places that hooks are named after are on this architecture what their names say."""
-        with booting(self.bridge.original_model if self.plain is None else self.plain, self.name):
-            return sites_of(self.bridge, self.plain, self.architecture)
+        return sites_of(self.bridge, self.plain, self.architecture)
 
     @property
     def template(self) -> ChatTemplate:
@@ -326,7 +325,7 @@ def attached(model: TransformerLensModel, hooks: HookPairs = ()) -> Iterator[Any
     hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
     points = hooked.bridge.hook_dict  # gathered anew at every access
     sites, names = hooked.sites, [name for name, _ in hooks]
-    unknown = [name for name in names if name not in points and not sites.knows(name)]
+    unknown = [name for name in names if name not in points and name not in sites.names]
     if unknown:
         raise ValueError(
             f"the model has no hook {unknown[0]!r}: hook names look like {site(hooked, 0)!r}; see every_layer and "

@@ -9,13 +9,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from em_interp.models.architectures import booting
 from em_interp.models.probe import probe_ids, relative_error, tolerance
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -65,21 +67,24 @@ class Sites:
 
     Attributes:
         architecture: what the model is in transformers.
+        names: the sites, those that only other architectures have among them.
         on_twin: the places of the sites that were found right on the twin.
-        misread: of each site that is not what its name says on the bridge, the reason.
     """
 
     architecture: str
+    names: frozenset[str]
     on_twin: Mapping[str, Target]
-    misread: Mapping[str, str]
+    bridge: ReferenceType[Any]
 
-    def knows(self, name: str) -> bool:
-        """Whether a name is that of a site, be it one that only other architectures have."""
-        return name in self.on_twin or name in self.misread
+    @cached_property
+    def misread(self) -> Mapping[str, str]:
+        """Of each site that is not what its name says on the bridge, the reason; measured when it is first asked."""
+        bridge = self.bridge()
+        return _wrong(bridge, _on_bridge(bridge))
 
     def reason(self, name: str) -> str:
         """Why a site cannot be trusted on this architecture; empty where it can."""
-        return "" if name in self.on_twin else self.misread.get(name, "")
+        return "" if name in self.on_twin or name not in self.names else self.misread.get(name, "")
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse sites that are not what their names say, neither on the twin nor on the bridge.
@@ -89,7 +94,7 @@ class Sites:
         """
         for name in names:
             if self.reason(name):
-                raise ValueError(f"there is no {name} that can be trusted on {self.architecture}: {self.reason(name)}")
+                raise ValueError(f"{name} cannot be used on {self.architecture}: {self.reason(name)}")
 
     def check_on_bridge(self, names: Iterable[str]) -> None:
         """Refuse sites that are not what their names say on the bridge.
@@ -98,9 +103,9 @@ class Sites:
             ValueError: as in `check`.
         """
         for name in names:
-            if name in self.misread:
+            if name in self.names and name in self.misread:
                 raise ValueError(
-                    f"{name} can be trusted on {self.architecture} only outside of the bridge, where "
+                    f"{name} can be used on {self.architecture} only outside of the bridge, on which "
                     f"{self.misread[name]}: take your own hooks off it (model.bridge.reset_hooks()), and leave those "
                     f"inside of attention and MLP out"
                 )
@@ -110,7 +115,7 @@ _measured: WeakKeyDictionary[Any, Sites] = WeakKeyDictionary()
 
 
 def sites_of(bridge: Any, plain: nn.Module | None, architecture: str) -> Sites:
-    """The sites of a bridge and its twin, measured the first time that they are asked for."""
+    """The sites of a bridge and its twin, measured on the twin the first time that they are asked for."""
     if bridge not in _measured:
         _measured[bridge] = _measure(bridge, plain, architecture)
     return _measured[bridge]
@@ -214,13 +219,12 @@ def _path(block: Any, component: str) -> list[str] | None:
 
 
 def _measure(bridge: Any, plain: nn.Module | None, architecture: str) -> Sites:
-    misread = _wrong(bridge, _on_bridge(bridge))
-    if plain is None:
-        return Sites(architecture, {}, misread)
-    targets = {name: target for name in [*_names(bridge), _END] if (target := plain_target(bridge, name)) is not None}
-    wrong = _wrong(bridge, _on_twin(plain, targets))
-    targets.pop(_END, None)
-    return Sites(architecture, {name: target for name, target in targets.items() if name not in wrong}, misread)
+    names, right = frozenset(_names(bridge)), {}
+    if plain is not None:
+        targets = {name: target for name in [*names, _END] if (target := plain_target(bridge, name)) is not None}
+        wrong = _wrong(bridge, _on_twin(plain, targets))
+        right = {name: target for name, target in targets.items() if name in names and name not in wrong}
+    return Sites(architecture, names, right, ref(bridge))
 
 
 def _names(bridge: Any) -> list[str]:
@@ -268,14 +272,16 @@ def _on_twin(plain: Any, targets: Mapping[str, Target]) -> _Edited:
 def _on_bridge(bridge: Any) -> _Edited:
     edited, points = _Edited(), bridge.hook_dict
     names = [name for name in [*_names(bridge), _END] if name in points]
-    with _without_user_hooks(points), bridge.hooks(fwd_hooks=[(name, edited.edit(name)) for name in names]):
-        _pass(bridge.original_model)
+    hooks = [(name, edited.edit(name)) for name in names]
+    hf_model = bridge.original_model
+    with booting(hf_model, bridge.cfg.model_name), _without_user_hooks(points), bridge.hooks(fwd_hooks=hooks):
+        _pass(hf_model)
     return edited
 
 
 def _pass(hf_model: Any) -> None:
     ids = probe_ids(hf_model)[:, :_TOKENS]
-    hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    hf_model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 @contextmanager
@@ -296,7 +302,12 @@ def _without_user_hooks(hook_dict: Mapping[str, Any]) -> Iterator[None]:
 def _wrong(bridge: Any, edited: _Edited) -> dict[str, str]:
     """Of each site that is not what its name says, why not."""
     seen, left, d_model = edited.seen, edited.left, bridge.cfg.d_model
-    found = {name: "this architecture has none" for name in _names(bridge) if name not in seen} | edited.strange
+    points = bridge.hook_dict
+    found = {
+        name: "nothing passes there" if name in points else "this architecture has no such place"
+        for name in _names(bridge)
+        if name not in seen
+    } | edited.strange
     for name, stream in seen.items():
         if stream.shape[-1] != d_model or stream.ndim != 3:
             found[name] = f"it holds tensors of shape {tuple(stream.shape)}"

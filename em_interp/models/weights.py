@@ -77,6 +77,7 @@ def merge_hooks(model: TransformerLensModel, hooks: HookPairs) -> Any:
     hooked = HookedModel.of(model)
     _check_bridge(hooked)
     for name, function in hooks:
+        _check_start(hooked, name)
         _check_function(name, function)
     with attached(hooked, hooks) as live:  # refuses unknown names, and a model in train or compatibility mode
         wanted = _probe_logits(hooked, live)
@@ -178,6 +179,18 @@ def _check_function(name: str, function: Any) -> None:
         )
 
 
+def _check_start(hooked: HookedModel, name: str) -> None:
+    """Refuse an edit of what goes into the first block where that is more than the embeddings hold."""
+    sites = hooked.sites
+    there = [e for e in EMBEDDINGS if e in sites.names]
+    held = all(e in sites.on_twin if hooked.plain is not None else not sites.reason(e) for e in there)
+    if name in ("blocks.0.hook_resid_pre", *there) and not held:
+        raise ValueError(
+            f"what enters the first block is not what the embeddings of {hooked.architecture} hold, and no weights can "
+            f"do what a hook at {name} does: {_AS_HOOK}"
+        )
+
+
 def _writer(hooked: HookedModel, name: str) -> Writer:
     """The module whose weights take a hook, such as `model.layers.3.mlp.down_proj`."""
     match, embeddings = _SITE.fullmatch(name), hooked.bridge.adapter.component_mapping
@@ -272,12 +285,13 @@ def _rows(module: Any, path: str) -> Float[Tensor, "inputs d_model"]:
     """The weight as vectors that are written to the stream: the columns of a linear layer, the rows of a Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    kind = type(module)
-    if kind not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+    plain = isinstance(module, (nn.Linear, Conv1D)) and not hasattr(module, "quant_state")
+    if not plain or not module.weight.is_floating_point() or module.weight.itemsize < 2:
         raise ValueError(
-            f"{path} is a {kind.__name__}, whose weights cannot be edited: load the model unquantised, or {_AS_HOOK}"
+            f"{path} is a {type(module).__name__}, whose weights cannot be edited: load the model unquantised, or "
+            f"{_AS_HOOK}"
         )
-    return module.weight.T if kind is nn.Linear else module.weight
+    return module.weight.T if isinstance(module, nn.Linear) else module.weight
 
 
 def _give_bias(baked: Any, path: str, site: str) -> None:
