@@ -239,8 +239,8 @@ def _told(name: str) -> Iterator[None]:
         if "Unrecognized configuration class" in str(error):
             kind = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "model_type", "unknown")
             raise ValueError(
-                f"{name} is of the kind {kind}, of which transformers has no causal language model: only decoders, which "
-                f"continue a text, are read here"
+                f"{name} is of the kind {kind}, of which transformers has no causal language model: only decoders, "
+                f"which continue a text, are read here"
             ) from error
         if os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"the model in {name} could not be read ({first_line(error)})") from error

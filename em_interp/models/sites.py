@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -136,30 +136,38 @@ def register(plain: Any, target: Target, name: str, function: Hook) -> Any:
 
     point = HookPoint()
     point.name = name
+    hook, module = _OnModule(function, point, target.scale), plain.get_submodule(target.path)
+    if target.end == "hook_in":
+        return module.register_forward_pre_hook(hook.before, with_kwargs=True)
+    return module.register_forward_hook(hook.after)
 
-    def of(stream: Tensor) -> Tensor | None:
-        if target.scale == 1:
-            return function(stream, hook=point)
-        changed = function(stream * target.scale, hook=point)
-        return None if changed is None else changed / target.scale
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@dataclass(frozen=True, eq=False)
+class _OnModule:
+    """A TransformerLens hook function as a hook of a plain module."""
+
+    function: Hook
+    point: Any
+    scale: float
+
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not args:
-            changed = of(kwargs["hidden_states"])
+            changed = self._changed(kwargs["hidden_states"])
             return None if changed is None else (args, {**kwargs, "hidden_states": changed})
-        changed = of(args[0])
+        changed = self._changed(args[0])
         return None if changed is None else ((changed, *args[1:]), kwargs)
 
-    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    def after(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            changed = of(output[0])
+            changed = self._changed(output[0])
             return None if changed is None else (changed, *output[1:])
-        return of(output)
+        return self._changed(output)
 
-    module = plain.get_submodule(target.path)
-    if target.end == "hook_in":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
+    def _changed(self, stream: Any) -> Any:
+        if self.scale == 1:
+            return self.function(stream, hook=self.point)
+        changed = self.function(stream * self.scale, hook=self.point)
+        return None if changed is None else changed / self.scale
 
 
 def plain_target(bridge: Any, name: str) -> Target | None:
@@ -241,21 +249,18 @@ class _Edited:
     strange: dict[str, str] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
-    def edit(self, name: str) -> Hook:
-        def function(stream: Any, hook: Any = None) -> Any:
-            if name in self.seen or not isinstance(stream, Tensor):
-                there = "it is passed more than once" if name in self.seen else f"it holds a {type(stream).__name__}"
-                self.strange[name] = there
-                return None
-            self.seen[name] = stream.detach().clone()
-            if name == _END:
-                return None
-            noise = torch.randn(stream.shape, generator=self.generator).to(stream)
-            edited = noise if name.endswith("resid_pre") else stream + noise
-            self.left[name] = edited.detach().clone()
-            return edited
-
-        return function
+    def edit(self, name: str, stream: Any, hook: Any = None) -> Any:
+        if name in self.seen or not isinstance(stream, Tensor):
+            there = "it is passed more than once" if name in self.seen else f"it holds a {type(stream).__name__}"
+            self.strange[name] = there
+            return None
+        self.seen[name] = stream.detach().clone()
+        if name == _END:
+            return None
+        noise = torch.randn(stream.shape, generator=self.generator).to(stream)
+        edited = noise if name.endswith("resid_pre") else stream + noise
+        self.left[name] = edited.detach().clone()
+        return edited
 
 
 @torch.no_grad()
@@ -263,7 +268,7 @@ def _on_twin(plain: Any, targets: Mapping[str, Target]) -> _Edited:
     edited = _Edited()
     with ExitStack() as stack:
         for name, target in targets.items():
-            stack.callback(register(plain, target, name, edited.edit(name)).remove)
+            stack.callback(register(plain, target, name, partial(edited.edit, name)).remove)
         _pass(plain)
     return edited
 
@@ -272,7 +277,7 @@ def _on_twin(plain: Any, targets: Mapping[str, Target]) -> _Edited:
 def _on_bridge(bridge: Any) -> _Edited:
     edited, points = _Edited(), bridge.hook_dict
     names = [name for name in [*_names(bridge), _END] if name in points]
-    hooks = [(name, edited.edit(name)) for name in names]
+    hooks = [(name, partial(edited.edit, name)) for name in names]
     hf_model = bridge.original_model
     with booting(hf_model, bridge.cfg.model_name), _without_user_hooks(points), bridge.hooks(fwd_hooks=hooks):
         _pass(hf_model)

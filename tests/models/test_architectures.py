@@ -54,7 +54,7 @@ class TestContextLength:
         long = [{"role": "user", "content": "Why? " * 400}, {"role": "assistant", "content": "Because."}]
         assert len(em.residual_stream(model, [long])) == 1
         assert len(em.respond(model, [long[:1]], max_new_tokens=2)) == 1
-        assert em.text_bits(model, ["Why? " * 400]).isfinite().all()
+        assert em.behaviour.text_bits(model, ["Why? " * 400]).isfinite().all()
 
     def test_a_limit_is_kept(self, make_tokenizer):
         model = HookedModel.from_hugging_face(model_of("mpt"), make_tokenizer("chatml"), name="tiny-mpt")
