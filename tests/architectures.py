@@ -221,6 +221,8 @@ class Walk:
         read = em.residual_stream(self.hooked, self.conversations)
         resumed = em.residual_stream(em.activations.keeping(self.hooked, 1), self.conversations)
         close(resumed.values, read.values)
+        beginning_alike = em.residual_stream(self.hooked, self.conversations[1:])  # which is run once
+        close(beginning_alike.values, read.values[1:])
         for row, conversation in enumerate(self.conversations):
             encoded = encode(self.hooked.template, conversation, "response")
             for layer, stream in enumerate(self.streams(encoded.ids)):

@@ -250,10 +250,10 @@ class _Passes:
         tokens = torch.tensor([ids])
         call, inputs = hf_model.base_model, {"input_ids": tokens.to(self.hooked.device), "use_cache": True}
         if hf_model is not self.hooked.plain or not self.points:
-            return call(**inputs).past_key_values
+            return _cache_of(call(**inputs))
         keys, kept = self._keys(tokens, torch.ones_like(tokens)), self.hooked.kept.prefixes
         with self._from_kept(keys, torch.ones(1, len(ids), dtype=torch.bool, device=self.hooked.device)) as first:
-            cache = call(**inputs).past_key_values
+            cache = _cache_of(call(**inputs))
         if not _repeats(cache):
             return cache
         if first:
@@ -387,6 +387,11 @@ def _place(name: str) -> tuple[int, str]:
     if parts[0] != "blocks" or not parts[1].isdecimal():
         return 0, ""
     return int(parts[1]), ".".join(parts[2:])
+
+
+def _cache_of(output: Any) -> Any:
+    """The keys and values that a pass has left; None where a model keeps something else, as Mamba does."""
+    return getattr(output, "past_key_values", None)
 
 
 def _repeats(cache: Any) -> bool:

@@ -1,5 +1,8 @@
 """A site is what its name says on the architecture at hand, or it is refused."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 import em_interp as em
 from em_interp.lora import lora_modules
 from em_interp.models import merge_hooks
+from em_interp.models import sites as sites_module
 from em_interp.models.hooked import HookedModel, attached
-from em_interp.models.sites import SITES, plain_target, sites_of, user_hooks, writer
+from em_interp.models.sites import SITES, Writer, plain_target, sites_of, user_hooks, writer
 from tests.architectures import logits, model_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -59,14 +63,11 @@ class TestMeasured:
         model = HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("llama3"), name="tiny-llama")
         block = model.bridge.blocks[1]
         block.hook_aliases = block.hook_aliases | {f"hook_{place}": "ln1.hook_out"}
-        other = HookedModel.of(model.bridge)
         assert plain_target(model.bridge, f"blocks.1.hook_{place}").path == "model.layers.1.input_layernorm"
-        from em_interp.models.sites import _measure
-
-        sites = _measure(model.bridge, model.plain, "LlamaForCausalLM")
+        sites_module._measured.pop(model.bridge)
+        sites = model.sites
         assert f"blocks.1.hook_{place}" not in sites.on_twin
         assert f"blocks.0.hook_{place}" in sites.on_twin
-        assert other.sites is model.sites
 
     def test_a_block_that_scales_what_it_writes_without_a_word(self, make_hf_model, make_tokenizer):
         hf_model = make_hf_model("llama")
@@ -74,19 +75,13 @@ class TestMeasured:
         layer.mlp.forward, plain = (lambda x, forward=layer.mlp.forward: forward(x)), layer.forward
         layer.forward = lambda stream, *args, **kwargs: stream + 0.3 * (plain(stream, *args, **kwargs) - stream)
         model = HookedModel.from_hugging_face(hf_model, make_tokenizer("llama3"), name="tiny-llama")
-        assert "blocks.2.hook_mlp_out" not in model.sites.on_twin
-        reason = r"blocks\.2\.hook_mlp_out cannot be used on LlamaForCausalLM: it is not what the block adds"
+        assert not {"blocks.2.hook_mlp_out", "blocks.2.hook_attn_out"} & set(model.sites.on_twin)
+        reason = r"blocks\.2\.hook_attn_out cannot be used on LlamaForCausalLM: it is not what the block adds"
         with pytest.raises(ValueError, match=reason):
             em.activations.component_outputs(model, HELLO, layers=[2])
         with pytest.raises(ValueError, match="cannot be used on LlamaForCausalLM"):
             em.every_write(model)
         assert len(em.residual_stream(model, HELLO)) == 1
-
-    def test_an_edit_that_goes_nowhere(self, make_hf_model, make_tokenizer):
-        hf_model = make_hf_model("llama")
-        mlp = hf_model.model.layers[0].mlp
-        mlp.register_forward_hook(lambda module, args, output: module.down_proj(output.new_zeros(1, 1, 64)) + output)
-        assert HookedModel.from_hugging_face(hf_model, make_tokenizer("llama3"), name="tiny").sites.on_twin
 
     def test_a_bridge_of_a_user_is_measured_without_the_hooks_of_the_user(self, make_hf_model, make_tokenizer):
         bridge = HookedModel.from_hugging_face(
@@ -94,9 +89,7 @@ class TestMeasured:
         ).bridge
         model = HookedModel.of(bridge)
         wanted = em.residual_stream(bridge, HELLO, doubling("blocks.0.hook_attn_out"), site="mlp_out").values
-        from em_interp.models import sites
-
-        sites._measured.pop(bridge)
+        sites_module._measured.pop(bridge)
         with bridge.hooks(fwd_hooks=doubling("blocks.0.hook_attn_out")):
             assert model.sites.misread == {}
             got = em.residual_stream(bridge, HELLO, site="mlp_out").values
@@ -105,11 +98,6 @@ class TestMeasured:
         assert not user_hooks(bridge.hook_dict)
 
     def test_it_is_measured_once_and_forgotten_with_the_bridge(self, make_hf_model, make_tokenizer):
-        import gc
-        import weakref
-
-        from em_interp.models import sites
-
         model = HookedModel.from_hugging_face(make_hf_model("llama"), make_tokenizer("llama3"), name="tiny-llama")
         assert model.sites is sites_of(model.bridge, model.plain, model.architecture)
         bridge = weakref.ref(model.bridge)
@@ -126,7 +114,7 @@ class TestUserHooks:
         assert not user_hooks(points)
         with opt.hooks(fwd_hooks=doubling("blocks.1.mlp.in.hook_in")):
             assert any(name.startswith("blocks.1.mlp.in") for name in user_hooks(points))
-            with pytest.raises(ValueError, match="somebody has put hooks of their own on the bridge, at blocks.1"):
+            with pytest.raises(ValueError, match=r"somebody has put hooks of their own on the bridge, at blocks\.1"):
                 merge_hooks(opt, [])
         assert not user_hooks(points)
 
@@ -152,19 +140,22 @@ class TestUserHooks:
 
 class TestWriters:
     @pytest.mark.parametrize(
-        ("name", "place", "path", "scale", "norm"),
+        ("name", "site", "expected"),
         [
-            ("llama", "mlp_out", "model.layers.1.mlp.down_proj", 1.0, None),
-            ("opt", "mlp_out", "model.decoder.layers.1.fc2", 1.0, None),
-            ("bloom", "attn_out", "transformer.h.1.self_attention.dense", 1.0, None),
-            ("granite", "attn_out", "model.layers.1.self_attn.o_proj", 0.3, None),
-            ("gemma2", "mlp_out", "model.layers.1.mlp.down_proj", 1.0, "model.layers.1.post_feedforward_layernorm"),
+            ("llama", "blocks.1.hook_mlp_out", Writer("model.layers.1.mlp.down_proj")),
+            ("opt", "blocks.1.hook_mlp_out", Writer("model.decoder.layers.1.fc2")),
+            ("bloom", "blocks.1.hook_attn_out", Writer("transformer.h.1.self_attention.dense")),
+            ("granite", "blocks.1.hook_attn_out", Writer("model.layers.1.self_attn.o_proj", 0.3)),
+            ("granite", "hook_embed", Writer("model.embed_tokens", 6.0)),
+            (
+                "gemma2",
+                "blocks.1.hook_mlp_out",
+                Writer("model.layers.1.mlp.down_proj", norm="model.layers.1.post_feedforward_layernorm"),
+            ),
         ],
     )
-    def test_where_a_site_is_written(self, make, name, place, path, scale, norm):
-        found = writer(make(name).bridge, f"blocks.1.hook_{place}")
-        assert (found.path, found.norm) == (path, norm)
-        assert found.scale == pytest.approx(scale)
+    def test_where_a_site_is_written(self, make, name, site, expected):
+        assert writer(make(name).bridge, site) == expected
 
     def test_experts_are_not_one_module(self, make):
         assert writer(make("mixtral").bridge, "blocks.1.hook_mlp_out") is None
@@ -193,8 +184,6 @@ class TestWriters:
             change = tuned - em.residual_stream(model, HELLO, layers=[1]).values[0, 0]
         written = module.written[:, 0]
         assert abs(torch.nn.functional.cosine_similarity(change, written, dim=0)) > 1 - 1e-4
-        inputs = em.residual_stream(model, HELLO, layers=[1]).n_tokens
-        assert inputs.item() > 0
 
 
 class TestRefused:
