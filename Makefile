@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
-.PHONY: help install demo test notebooks check bench bench-peers assets clean
+.PHONY: help install demo test notebooks check bench bench-peers architectures assets clean
 
 help:
 	@echo "make demo         set up, then take a misaligned organism apart: report/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make check        format, lint, types, direction of imports"
 	@echo "make bench        what reading, generating and training cost, against bare Hugging Face"
 	@echo "make bench-peers  what reading costs in other libraries, each installed in .peers"
+	@echo "make architectures  write again what works on which architecture: docs/architectures.md"
 	@echo "make assets       write again what the README shows"
 	@echo "make install      the virtual environment in .venv, versions pinned by constraints.txt"
 	@echo "make clean        remove .venv, .peers, report and caches"
@@ -58,6 +59,9 @@ bench-peers: install $(PEERS:%=.peers/%/.installed)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $< $$(grep ^torch== constraints.txt) \
 		&& touch $@ || rm -rf $(@D)
+
+architectures: install
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m tests.architectures
 
 assets: install
 	$(BIN)/python -m assets

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from em_interp.interventions import Intervention, at_prompt_length
 from em_interp.models.hooked import PROBE, HookedModel, HookPairs, TransformerLensModel, attached, tolerance
+from em_interp.models.sites import user_hooks
 from em_interp.texts.conversations import Batch, Encoded, batches
 
 # Below this a second pass costs more than the tokens it saves.
@@ -194,7 +195,7 @@ def texts_key(hooked: HookedModel, encoded: Sequence[Encoded], block: int) -> tu
 
 def is_untouched_below(hooked: HookedModel, block: int) -> bool:
     """Whether nobody has put hooks of their own on the bridge, or on the modules below a block."""
-    on_bridge = any(point.fwd_hooks for point in hooked.bridge.hook_dict.values())
+    on_bridge = bool(user_hooks(hooked.bridge.hook_dict))
     modules = (module for part in _below(hooked, block) for module in part.modules())
     return not on_bridge and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
@@ -249,10 +250,10 @@ class _Passes:
         tokens = torch.tensor([ids])
         call, inputs = hf_model.base_model, {"input_ids": tokens.to(self.hooked.device), "use_cache": True}
         if hf_model is not self.hooked.plain or not self.points:
-            return call(**inputs).past_key_values
+            return _cache_of(call(**inputs))
         keys, kept = self._keys(tokens, torch.ones_like(tokens)), self.hooked.kept.prefixes
         with self._from_kept(keys, torch.ones(1, len(ids), dtype=torch.bool, device=self.hooked.device)) as first:
-            cache = call(**inputs).past_key_values
+            cache = _cache_of(call(**inputs))
         if not _repeats(cache):
             return cache
         if first:
@@ -386,6 +387,11 @@ def _place(name: str) -> tuple[int, str]:
     if parts[0] != "blocks" or not parts[1].isdecimal():
         return 0, ""
     return int(parts[1]), ".".join(parts[2:])
+
+
+def _cache_of(output: Any) -> Any:
+    """The keys and values that a pass has left; None where a model keeps something else, as Mamba does."""
+    return getattr(output, "past_key_values", None)
 
 
 def _repeats(cache: Any) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
 from em_interp.files import read_tensors, write_tensors
-from em_interp.models.hooked import SITES, HookedModel, HookPairs, TransformerLensModel
+from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
+from em_interp.models.sites import SITES
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Batch, Conversation, Encoded, Span, encode

@@ -122,8 +122,8 @@ class Request:
     @classmethod
     def of(cls, hooked: HookedModel, conversation: Conversation, sample: int, sampling: Sampling) -> "Request":
         """The prompt by the model's chat template, with room for the answer; one that was begun is gone on with."""
-        room = hooked.max_length - sampling.max_new_tokens
-        if room < 1:
+        room = None if hooked.max_length is None else hooked.max_length - sampling.max_new_tokens
+        if room is not None and room < 1:
             raise ValueError(
                 f"max_new_tokens is {sampling.max_new_tokens} and the model takes {hooked.max_length} tokens in all: "
                 f"ask for fewer"

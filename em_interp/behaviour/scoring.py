@@ -136,7 +136,7 @@ def _plain_texts(hooked: HookedModel, texts: Sequence[str]) -> list[Encoded]:
                 f"text {number} of {len(texts)} ({text!r}) has {len(tokens)} tokens for {hooked.name}, and the first "
                 f"token of a text is predicted from nothing: give texts of two tokens or more"
             )
-        if len(tokens) > hooked.max_length:
+        if hooked.max_length is not None and len(tokens) > hooked.max_length:
             raise ValueError(
                 f"text {number} of {len(texts)} has {len(tokens)} tokens but the model takes {hooked.max_length}: "
                 f"shorten it or leave it out"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from em_interp.models.adapter_files import adapter_factors, check_plain_lora
 from em_interp.models.hooked import HookedModel, TransformerLensModel
+from em_interp.models.sites import writer
 
 # Modules whose output is added to the residual stream, by their usual names: asked only where there is no bridge.
 _WRITERS = ("o_proj", "down_proj", "c_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")
@@ -29,8 +30,8 @@ class LoraModule:
         B: what it writes.
         scale: the true one: α/r, or α/√r for a rank-stabilised adapter, this module's own r and α.
         writes_to_stream: whether the module's output is added to the residual stream.
-        gain: weights of the norm that lies between the module and the stream, as in Gemma 2 and 3. Only a
-            `HookedModel` knows it.
+        gain: weights of the norm that lies between the module and the stream, as in Gemma 2 and 3, or the factor by
+            which its output is multiplied, as in Granite. Only a `HookedModel` knows it.
     """
 
     name: str
@@ -170,22 +171,18 @@ def _snapshot(name: str, lora: Any, writes: bool, gain: Tensor | None) -> LoraMo
 
 @torch.no_grad()
 def _writers(hooked: HookedModel) -> dict[str, Float[Tensor, " d_model"] | None]:
-    """Path of every module whose output joins the stream, by the bridge's own tables, and the norm in between."""
+    """Path of every module whose output joins the stream, by the bridge's own tables, and what it is multiplied by."""
     found: dict[str, Tensor | None] = {}
-    for block in hooked.bridge.blocks:
-        for part, output in (("attn", "o"), ("mlp", "out")):
-            component = block.submodules.get(part)
-            last = getattr(component, "submodules", {}).get(output)
-            if last is None:
-                continue
-            through = block.hook_aliases.get(f"hook_{part}_out", part).split(".")[0]
-            gain = None
-            if through != part:
-                assert hooked.plain is not None
-                norm = hooked.plain.get_submodule(f"{block.name}.{block.submodules[through].name}")
-                ones = torch.ones(1, 1, hooked.d_model, device=hooked.device, dtype=hooked.dtype)
-                gain = norm.forward(ones)[0, 0].float().cpu()  # an RMS norm of ones is its own weights; no hook sees it
-            found[f"{block.name}.{component.name}.{last.name}"] = gain
+    for name in (f"blocks.{layer}.hook_{part}_out" for layer in range(hooked.n_layers) for part in ("attn", "mlp")):
+        write = writer(hooked.bridge, name)
+        if write is None or hooked.sites.reason(name):
+            continue
+        ones = torch.ones(1, 1, hooked.d_model, device=hooked.device, dtype=hooked.dtype)
+        if write.norm is not None:
+            assert hooked.plain is not None
+            ones = hooked.plain.get_submodule(write.norm).forward(ones)  # of ones its own weights; no hook sees it
+        plain = write.norm is None and write.scale == 1
+        found[write.path] = None if plain else write.scale * ones[0, 0].float().cpu()
     return found
 
 

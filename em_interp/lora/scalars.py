@@ -209,6 +209,8 @@ class _Taking:
 
     def hook(self, name: str, columns: slice) -> Callable[..., None]:
         def take(_: nn.Module, __: Any, output: Tensor) -> None:
+            if output.ndim == 2 and len(output) == self.shape.numel():
+                output = output.unflatten(0, self.shape)  # OPT runs its MLP on all tokens in one row
             if output.shape[:2] != self.shape:
                 raise ValueError(f"{name} does not run on every token, but on {tuple(output.shape[:-1])} of them")
             self.taken[:, columns] = output.flatten(0, 1)[self.tokens].float()

@@ -3,7 +3,6 @@
 from em_interp.models.adapter_files import adapter_base, adapter_factors
 from em_interp.models.adapters import adapter_digest, attach_adapter
 from em_interp.models.hooked import (
-    SITES,
     HookedModel,
     HookPairs,
     attached,
@@ -13,6 +12,7 @@ from em_interp.models.hooked import (
     without_adapter,
 )
 from em_interp.models.loading import load_model
+from em_interp.models.sites import SITES
 from em_interp.models.weights import export, merge_hooks, orthogonalize
 
 __all__ = [

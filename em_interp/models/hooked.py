@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +16,17 @@ from torch import nn
 
 from em_interp.interventions import Intervention
 from em_interp.models.adapters import Untuned, check_base_kept, check_in_modules, merge_adapter
+from em_interp.models.architectures import (
+    architecture,
+    booting,
+    check_blocks,
+    check_decoder,
+    check_rows,
+    context_length,
+)
 from em_interp.models.probe import check_weights_finite, eager_logits, relative_error
 from em_interp.models.probe import tolerance as tolerance_of
+from em_interp.models.sites import EMBEDDINGS, Sites, register, sites_of, user_hooks
 from em_interp.templates import ChatTemplate
 
 if TYPE_CHECKING:
@@ -28,7 +36,6 @@ else:  # by its name, since importing TransformerLens takes seconds
 
 HookPairs = Sequence[tuple[str, Callable[..., Any]]]
 
-SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 PROBE = "The lighthouse keeper wrote three letters before the storm reached the harbour."
 
 
@@ -95,21 +102,30 @@ class HookedModel:
         Where an unmerged adapter is lost in the bridge, as on fused projections, it is merged, with a warning.
 
         Raises:
-            ValueError: NaN or infinity in a weight, an adapter whose work is not in the model's modules, or a template
-                arg that the chat template does not read.
+            ValueError: an architecture that is not a causal decoder, that TransformerLens does not bridge, whose blocks
+                are not a list on one residual stream, or whose logits depend on padding or batch; NaN or infinity in a
+                weight; an adapter whose work is not in the model's modules; or a template arg that the chat template
+                does not read.
             RuntimeError: the bridge's logits differ from Hugging Face's all the same, or are not finite.
         """
         args = ChatTemplate(tokenizer, template_args or {}).args
+        check_decoder(_base_of(hf_model), name)
         check_weights_finite(hf_model, name)
         twin = weight_sharing_twin(hf_model.eval())
         peft_models = (hf_model, twin) if _is_peft(hf_model) else ()
         if peft_models:
             check_in_modules(twin, name)
-        bridge = _boot(hf_model, tokenizer, name)
+        plain = _base_of(twin)
+        check_rows(plain, f"{name} with its adapter" if peft_models else name)
+        with booting(plain, name):
+            bridge = _boot(hf_model, tokenizer, name)
+        check_blocks(bridge, name, architecture(plain))
         of = (name, revision, adapter, peft_models, folder, untuned)
-        hooked = cls(bridge, _base_of(twin), tokenizer, *of, template_args=args)
-        error = _probe_error(hooked)
+        hooked = cls(bridge, plain, tokenizer, *of, template_args=args)
+        with booting(plain, name):
+            error = _probe_error(hooked)
         if error <= tolerance(hooked):
+            hooked.sites.check(every_layer(hooked))
             return hooked
         if peft_models and error > tolerance(hooked):
             warnings.warn(
@@ -160,11 +176,19 @@ class HookedModel:
         return next(self.bridge.original_model.parameters()).dtype
 
     @property
-    def max_length(self) -> int:
-        """The longest conversation the model takes, in tokens."""
-        config = self.bridge.original_model.config
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        return int(text.max_position_embeddings)
+    def max_length(self) -> int | None:
+        """The longest conversation the model takes, in tokens; None where its configuration sets no limit."""
+        return context_length(self.bridge.original_model.config)
+
+    @property
+    def architecture(self) -> str:
+        """What the model is in transformers, such as `LlamaForCausalLM`."""
+        return architecture(self.bridge.original_model if self.plain is None else self.plain)
+
+    @property
+    def sites(self) -> Sites:
+        """Which of the places that hooks are named after are on this architecture what their names say."""
+        return sites_of(self.bridge, self.plain, self.architecture)
 
     @property
     def template(self) -> ChatTemplate:
@@ -242,7 +266,7 @@ def _adapter_off(peft_model: Any) -> Iterator[None]:
 
 def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
     """Compare both twins with what the base gave, but for one that hooks of a caller further out are on now."""
-    twins = [] if _by_user(model) else [model.bridge.original_model]
+    twins = [] if user_hooks(model.bridge.hook_dict) else [model.bridge.original_model]
     if model.plain is not None and not any(m._forward_hooks or m._forward_pre_hooks for m in model.plain.modules()):
         twins.append(model.plain)
     for hf_model in twins:
@@ -252,10 +276,6 @@ def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
                 f"{model!r} is not its base when its adapter is off, logits differ by {error:.1%}: weights of the base "
                 f"were changed after loading, so load the base by itself, load_model({model.name!r})"
             )
-
-
-def _by_user(model: HookedModel) -> bool:
-    return any(point.fwd_hooks for point in model.bridge.hook_dict.values())
 
 
 def site(model: TransformerLensModel, layer: int) -> str:
@@ -274,14 +294,18 @@ def every_layer(model: TransformerLensModel) -> list[str]:
 def every_write(model: TransformerLensModel) -> list[str]:
     """The hook names of all that is ever added to the residual stream: embeddings, and each block's two outputs.
 
-    A direction projected out here cannot be written at all, as if the weights were orthogonalised to it.
+    A direction projected out here cannot be written at all, as if the weights were orthogonalised to it. Where
+    something lies between embeddings and blocks, such as Bloom's norm, what enters the first block stands for them.
+
+    Raises:
+        ValueError: on this architecture some block writes to the stream elsewhere.
     """
     hooked = HookedModel.of(model)
-    embeddings = [
-        "hook_embed",
-        *(["hook_pos_embed"] if "pos_embed" in hooked.bridge.adapter.component_mapping else []),
-    ]
+    embeddings = [name for name in EMBEDDINGS if name.removeprefix("hook_") in hooked.bridge.adapter.component_mapping]
+    if any(hooked.sites.reason(name) for name in embeddings):
+        embeddings = ["blocks.0.hook_resid_pre"]
     blocks = [f"blocks.{number}.hook_{write}" for number in range(hooked.n_layers) for write in ("attn_out", "mlp_out")]
+    hooked.sites.check(blocks)
     return embeddings + blocks
 
 
@@ -293,27 +317,29 @@ def attached(model: TransformerLensModel, hooks: HookPairs = ()) -> Iterator[Any
     attention or the MLP, where somebody has put hooks on the bridge, or where there is no twin. Nothing stays behind.
 
     Raises:
-        ValueError: an unknown hook name, a model in train mode, or a bridge in compatibility mode.
+        ValueError: an unknown hook name, one that is not on this architecture what it says, a model in train mode, or a
+            bridge in compatibility mode.
     """
     hooked = HookedModel.of(model)
     _check_usable(hooked)
+    hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
     points = hooked.bridge.hook_dict  # gathered anew at every access
-    unknown = [name for name, _ in hooks if name not in points]
+    sites, names = hooked.sites, [name for name, _ in hooks]
+    unknown = [name for name in names if name not in points and name not in sites.names]
     if unknown:
         raise ValueError(
             f"the model has no hook {unknown[0]!r}: hook names look like {site(hooked, 0)!r}; see every_layer and "
             f"every_write"
         )
-    hooks = [(name, f.to(hooked.device) if isinstance(f, Intervention) else f) for name, f in hooks]
-    targets = [(plain_target(hooked, name), name, function) for name, function in hooks]
-    if hooked.plain is None or _by_user(hooked) or not all(target for target, _, _ in targets):
+    sites.check(names)
+    if hooked.plain is None or user_hooks(points) or not all(name in sites.on_twin for name in names):
+        sites.check_on_bridge(names)
         with hooked.bridge.hooks(fwd_hooks=hooks):
             yield hooked.bridge.original_model
         return
     with ExitStack() as stack:
-        for target, name, function in targets:
-            if target is not None:
-                stack.callback(_register(hooked.plain, target, name, function).remove)
+        for name, function in hooks:
+            stack.callback(register(hooked.plain, sites.on_twin[name], name, function).remove)
         yield hooked.plain
 
 
@@ -327,50 +353,6 @@ def _check_usable(hooked: HookedModel) -> None:
         raise ValueError(
             "the model is in train mode, where dropout makes every reading another one: call model.bridge.eval() first"
         )
-
-
-def plain_target(hooked: HookedModel, name: str) -> tuple[str, str] | None:
-    """Where a hook name lies on the twin: module path and `hook_in` or `hook_out`, read off the bridge's own tables."""
-    components = hooked.bridge.adapter.component_mapping
-    if name in ("hook_embed", "hook_pos_embed"):
-        part = components.get(name.removeprefix("hook_"))
-        return (part.name, "hook_out") if part is not None else None
-    match = re.fullmatch(r"blocks\.(\d+)\.(hook_\w+)", name)
-    if match is None or match[2].removeprefix("hook_") not in SITES:
-        return None
-    block: Any = hooked.bridge.blocks[int(match[1])]
-    component, _, end = block.hook_aliases.get(match[2], "").rpartition(".")
-    if not end:
-        return None
-    path = block.name if not component else f"{block.name}.{block.submodules[component].name}"
-    return path, end
-
-
-def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Callable[..., Any]) -> Any:
-    """Put a TransformerLens hook function on a plain module, under its contract: None leaves the stream as it is."""
-    from transformer_lens.hook_points import HookPoint
-
-    point = HookPoint()
-    point.name = name
-    path, end = target
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not args:
-            changed = function(kwargs["hidden_states"], hook=point)
-            return None if changed is None else (args, {**kwargs, "hidden_states": changed})
-        changed = function(args[0], hook=point)
-        return None if changed is None else ((changed, *args[1:]), kwargs)
-
-    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            changed = function(output[0], hook=point)
-            return None if changed is None else (changed, *output[1:])
-        return function(output, hook=point)
-
-    module = plain.get_submodule(path)
-    if end == "hook_in":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
 
 
 def weight_sharing_twin(hf_model: nn.Module) -> Any:

@@ -224,6 +224,8 @@ def check_complete(name: str, found: Mapping[str, Any]) -> None:
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Say in one sentence why transformers could not load what has this name."""
+    from transformers import AutoConfig
+
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -233,6 +235,12 @@ def _told(name: str) -> Iterator[None]:
             raise ValueError(
                 f"{name} comes with Python code of its own, and such code is never run here (trust_remote_code stays "
                 f"off): load a version in an architecture of transformers"
+            ) from error
+        if "Unrecognized configuration class" in str(error):
+            kind = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "model_type", "unknown")
+            raise ValueError(
+                f"{name} is of the kind {kind}, of which transformers has no causal language model: only decoders, "
+                f"which continue a text, are read here"
             ) from error
         if os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"the model in {name} could not be read ({first_line(error)})") from error

@@ -26,14 +26,13 @@ from em_interp.interventions import AddVector, AnyDirection, Intervention, SetPr
 from em_interp.models.adapters import merge_adapter, untie
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached, every_write
 from em_interp.models.probe import relative_error
+from em_interp.models.sites import EMBEDDINGS, Writer, user_hooks, writer
 
 RECORD = "em_interp.json"
 
 _FORMAT = "em_interp.export/1"
 _LIBRARIES = ("torch", "transformers", "peft", "transformer-lens")
 _SITE = re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>resid_pre|resid_post|attn_out|mlp_out)")
-_EMBEDDINGS = ("hook_embed", "hook_pos_embed")
-_PROJECTIONS = {"attn": "o", "mlp": "out"}  # the part of a block's component that writes to the stream
 _ROWS = 8192  # rows of an embedding edited at once: the whole in float32 would not fit beside a large model
 _AS_HOOK = "keep it as a hook, as `respond` and the Inspect provider do"
 
@@ -78,13 +77,14 @@ def merge_hooks(model: TransformerLensModel, hooks: HookPairs) -> Any:
     hooked = HookedModel.of(model)
     _check_bridge(hooked)
     for name, function in hooks:
+        _check_start(hooked, name)
         _check_function(name, function)
     with attached(hooked, hooks) as live:  # refuses unknown names, and a model in train or compatibility mode
         wanted = _probe_logits(hooked, live)
     plan = _plan(hooked, hooks)
     baked = _plain_copy(hooked)
-    for path, functions in plan.items():
-        _edit(baked, path, functions)
+    for write, functions in plan.items():
+        _edit(baked, write, functions)
     _check_same(hooked, _probe_logits(hooked, baked), wanted)
     return baked
 
@@ -138,9 +138,9 @@ def _described(function: Any) -> dict[str, Any]:
     return {"kind": "project_out", "rank": len(vectors), "vectors": digest}
 
 
-def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[str, list[Any]]:
+def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[Writer, list[Any]]:
     """The interventions of each module that writes, in the order in which they act on what it writes."""
-    plan: dict[str, list[Any]] = {}
+    plan: dict[Writer, list[Any]] = {}
     in_time = sorted(hooks, key=lambda hook: "hook_resid" in hook[0])  # an output is edited, then goes into the stream
     for name, function in in_time:
         plan.setdefault(_writer(hooked, name), []).append(function)
@@ -148,7 +148,7 @@ def _plan(hooked: HookedModel, hooks: HookPairs) -> dict[str, list[Any]]:
 
 
 def _check_bridge(hooked: HookedModel) -> None:
-    there = [name for name, point in hooked.bridge.hook_dict.items() if point.fwd_hooks]
+    there = user_hooks(hooked.bridge.hook_dict)
     if there:
         raise ValueError(
             f"somebody has put hooks of their own on the bridge, at {there[0]}, and weights would not have them: "
@@ -179,10 +179,22 @@ def _check_function(name: str, function: Any) -> None:
         )
 
 
-def _writer(hooked: HookedModel, name: str) -> str:
-    """The path of the module whose weights take a hook, such as `model.layers.3.mlp.down_proj`."""
+def _check_start(hooked: HookedModel, name: str) -> None:
+    """Refuse an edit of what goes into the first block where that is more than the embeddings hold."""
+    sites = hooked.sites
+    there = [e for e in EMBEDDINGS if e in sites.names]
+    held = all(e in sites.on_twin if hooked.plain is not None else not sites.reason(e) for e in there)
+    if name in ("blocks.0.hook_resid_pre", *there) and not held:
+        raise ValueError(
+            f"what enters the first block is not what the embeddings of {hooked.architecture} hold, and no weights can "
+            f"do what a hook at {name} does: {_AS_HOOK}"
+        )
+
+
+def _writer(hooked: HookedModel, name: str) -> Writer:
+    """The module whose weights take a hook, such as `model.layers.3.mlp.down_proj`."""
     match, embeddings = _SITE.fullmatch(name), hooked.bridge.adapter.component_mapping
-    if match is None and not (name in _EMBEDDINGS and name.removeprefix("hook_") in embeddings):
+    if match is None and not (name in EMBEDDINGS and name.removeprefix("hook_") in embeddings):
         raise ValueError(
             f"{name} is no place where this model's weights write to the residual stream: weights carry hooks at "
             f"every_write(model), and additions at every_layer(model) too"
@@ -190,24 +202,16 @@ def _writer(hooked: HookedModel, name: str) -> str:
     number, place = (int(match["layer"]), match["place"]) if match else (0, name)
     if place == "resid_pre":
         number, place = (number - 1, "mlp_out") if number else (0, "hook_embed")
-    if place in _EMBEDDINGS:
-        return embeddings[place.removeprefix("hook_")].name
-    return _block_writer(hooked, name, number, "attn_out" if place == "attn_out" else "mlp_out")
-
-
-def _block_writer(hooked: HookedModel, name: str, number: int, write: str) -> str:
-    block: Any = hooked.bridge.blocks[number]
-    component = block.hook_aliases.get(f"hook_{write}", "").partition(".")[0]
-    part = block.submodules.get(component)
-    if part is not None and component not in _PROJECTIONS:
-        raise ValueError(
-            f"what is written at {name} comes out of a norm with weights of its own, {block.name}.{part.name}, and no "
-            f"weights before a norm can fix what comes after it (Gemma 2 and 3 are built like this): {_AS_HOOK}"
-        )
-    last = None if part is None else part.submodules.get(_PROJECTIONS[component])
-    if part is None or last is None:
+    write = place if place in EMBEDDINGS else f"blocks.{number}.hook_{'attn_out' if place == 'attn_out' else 'mlp_out'}"
+    found = writer(hooked.bridge, write)
+    if found is None or hooked.sites.reason(write):
         raise ValueError(f"no one linear module writes what is at {name} on this architecture: {_AS_HOOK}")
-    return f"{block.name}.{part.name}.{last.name}"
+    if found.norm is not None:
+        raise ValueError(
+            f"what is written at {name} comes out of a norm with weights of its own, {found.norm}, and no weights "
+            f"before a norm can fix what comes after it (Gemma 2 and 3 are built like this): {_AS_HOOK}"
+        )
+    return found
 
 
 def _plain_copy(hooked: HookedModel) -> Any:
@@ -239,21 +243,21 @@ def _unbridged(hooked: HookedModel) -> Any:
     return clean.to(hooked.device).eval()
 
 
-def _edit(baked: Any, path: str, functions: Sequence[Intervention]) -> None:
+def _edit(baked: Any, write: Writer, functions: Sequence[Intervention]) -> None:
     """Make a module write what the interventions would make of what it writes."""
-    module = baked.get_submodule(path)
+    module = baked.get_submodule(write.path)
     if isinstance(module, nn.Embedding):
         if module is baked.get_input_embeddings():
             untie(baked)
-        _edit_table(module, functions)
+        _edit_table(module, write.scale, functions)
         return
-    rows = _rows(module, path)
+    rows = _rows(module, write.path)
     projections = [replace(f, value=0.0) for f in functions if isinstance(f, SetProjection)]
     rows.copy_(_edited(rows, projections))
     bias = rows.new_zeros(rows.shape[1]) if module.bias is None else module.bias
-    offset = _edited(bias[None], functions)[0]
+    offset = (_edited(_precise(bias[None]) * write.scale, functions) / write.scale)[0]
     if module.bias is None and offset.any():
-        _give_bias(baked, path, functions[-1].site)
+        _give_bias(baked, write.path, functions[-1].site)
     if module.bias is not None:
         module.bias.copy_(offset)
 
@@ -270,9 +274,9 @@ def _precise(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _edit_table(table: Any, functions: Sequence[Intervention]) -> None:
-    """Edit every token's row as it goes into the stream, which on Gemma is after a scale."""
-    scale = float(torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(table.weight.dtype))
+def _edit_table(table: Any, scale: float, functions: Sequence[Intervention]) -> None:
+    """Edit every token's row as it goes into the stream, which on Gemma and Granite is after a scale."""
+    scale *= float(torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(table.weight.dtype))
     for rows in table.weight.split(_ROWS):
         rows.copy_(_edited(_precise(rows) * scale, functions) / scale)
 
@@ -281,12 +285,13 @@ def _rows(module: Any, path: str) -> Float[Tensor, "inputs d_model"]:
     """The weight as vectors that are written to the stream: the columns of a linear layer, the rows of a Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    kind = type(module)
-    if kind not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+    plain = isinstance(module, (nn.Linear, Conv1D)) and not hasattr(module, "quant_state")
+    if not plain or not module.weight.is_floating_point() or module.weight.itemsize < 2:
         raise ValueError(
-            f"{path} is a {kind.__name__}, whose weights cannot be edited: load the model unquantised, or {_AS_HOOK}"
+            f"{path} is a {type(module).__name__}, whose weights cannot be edited: load the model unquantised, or "
+            f"{_AS_HOOK}"
         )
-    return module.weight.T if kind is nn.Linear else module.weight
+    return module.weight.T if isinstance(module, nn.Linear) else module.weight
 
 
 def _give_bias(baked: Any, path: str, site: str) -> None:

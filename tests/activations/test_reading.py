@@ -3,7 +3,8 @@ import torch
 
 import em_interp as em
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.models.hooked import SITES, attached
+from em_interp.models.hooked import attached
+from em_interp.models.sites import SITES
 from em_interp.texts.conversations import encode
 from tests.builders import left_padded
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformer_lens.model_protocol import TransformerLensModel
 
 import em_interp as em
-from em_interp.models.hooked import SITES, HookedModel, attached
+from em_interp.models.hooked import HookedModel, attached
+from em_interp.models.sites import SITES
 from tests.builders import left_padded
 
 
