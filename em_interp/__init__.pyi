@@ -30,7 +30,7 @@ from .behaviour import (
     steering_curve,
 )
 from .circuits import logit_lens
-from .directions import Direction, compare, cosine_map, difference_of_means, separability
+from .directions import Direction, compare, cosine_map, difference_of_means, permuted_directions, separability
 from .interventions import add_direction, project_out, set_projection
 from .lora import adapter_scalars, lora_modules, write_cosines
 from .models import every_layer, every_write, export, load_model, site, without_adapter
@@ -93,6 +93,7 @@ __all__ = [
     "misalignment_rate",
     "models",
     "organisms",
+    "permuted_directions",
     "phases",
     "preference",
     "project_out",

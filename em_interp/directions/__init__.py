@@ -2,7 +2,7 @@
 
 from em_interp.directions.comparison import Comparison, clearest, compare, cosine_map
 from em_interp.directions.direction import Direction
-from em_interp.directions.estimators import difference_of_means, parts_apart, random_like
+from em_interp.directions.estimators import difference_of_means, parts_apart, permuted_directions, random_like
 from em_interp.directions.separation import Separability, separability
 from em_interp.directions.settings import Edit, hooks_of
 
@@ -17,6 +17,7 @@ __all__ = [
     "difference_of_means",
     "hooks_of",
     "parts_apart",
+    "permuted_directions",
     "random_like",
     "separability",
 ]
