@@ -1,7 +1,7 @@
 """In words: do two directions do each other's work?"""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from em_interp.behaviour.conditions import Condition
 from em_interp.behaviour.effects import LEVEL, CrossEffects, Effect, together
@@ -22,8 +22,9 @@ def conclusions(effects: CrossEffects, own: Mapping[str, str], *, damage: int | 
     null of permuted labels of the direction's own contrast, and corrected for the four cells that the sentence rests on
     (`step_down_p`: two directions, two behaviours). Where both move their own and neither the other's, they are doubly
     dissociated; where one moves the other's, the sharing is one-way; where both do, it is mutual. A condition that
-    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing. Nothing is concluded
-    where there is no null, or one too small for .05; isotropic directions are not one. Where the parts of both that are orthogonal to each other were measured, they are spoken of as well.
+    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing. Where there is no
+    null, or one too small for .05, nothing is concluded: isotropic directions are too weak a null. Where the parts of
+    both that are orthogonal to each other were measured, they are spoken of as well.
 
     Args:
         effects: what `cross_effects` found.
@@ -80,39 +81,44 @@ def _followed(effects: CrossEffects, own: Mapping[str, str], like: Condition, da
     if unknown:
         yield f"{told}: too few questions have a score to tell the effect of {' and '.join(unknown)}: nothing follows."
         return
-    p = dict(zip(changes, together(list(changes.values())), strict=True))
+    # Joint draws only: those that were measured in all four cells.
     n_null = sum(not any(map(math.isnan, draw)) for draw in zip(*(e.null for e in changes.values()), strict=False))
-    if math.isnan(p[names[0], own[names[0]]]) or 1 / (1 + n_null) > LEVEL:
+    if 1 / (1 + n_null) > LEVEL:
         least = f"only {n_null} permuted directions, and p cannot go below {1 / (1 + n_null):.2f}"
         yield f"{told}: {least if n_null else 'no null of permuted labels was measured'}, so nothing is concluded."
         return
-    moves = {cell: p[cell] <= LEVEL and effect.change.excludes_zero for cell, effect in changes.items()}
-    of_own, of_other = [(d, own[d]) for d in names], [(d, own[others[d]]) for d in names]
+    yield f"{told}: {_in_words(changes, own)}"
 
-    def told_p(*cells: tuple[str, str]) -> str:
-        open_ended = ["" if changes[c].change.excludes_zero else " with zero in its interval" for c in cells]
-        return "p = " + " and ".join(f"{p[c]:.2f}{open_}" for c, open_ in zip(cells, open_ended, strict=True))
 
-    idle = [cell for cell in of_own if not moves[cell]]
+def _in_words(changes: Mapping[tuple[str, str], Effect], own: Mapping[str, str]) -> str:
+    """What four cells say that have a null, by direction and behaviour."""
+    p = dict(zip(changes, together(list(changes.values())), strict=True))
+
+    def moves(cell: tuple[str, str]) -> bool:
+        return p[cell] <= LEVEL and changes[cell].change.excludes_zero
+
+    def told(cells: Sequence[tuple[str, str]]) -> str:
+        wide = ["" if changes[cell].change.excludes_zero else " with zero in its interval" for cell in cells]
+        return "p = " + " and ".join(f"{p[cell]:.3g}{how}" for cell, how in zip(cells, wide, strict=True))
+
+    a, b = own
+    mine, others = [(a, own[a]), (b, own[b])], [(a, own[b]), (b, own[a])]
+    idle = [cell for cell in mine if not moves(cell)]
     if idle:
-        who = f"{idle[0][0]} does not move" if len(idle) == 1 else f"neither {names[0]} nor {names[1]} moves"
-        yield f"{told}: {who} even its own behaviour ({told_p(*idle)}), so nothing follows."
-        return
-    across = [cell for cell in of_other if moves[cell]]
-    still = [cell for cell in of_other if not moves[cell]]
-    a, b = names
-    if len(across) == 2:
-        yield f"{told}: shared. {a} and {b} each move both behaviours ({told_p(*of_own)}; the other's {told_p(*across)})."
-    elif across:
-        yield (
-            f"{told}: one-way. Both move their own behaviour ({told_p(*of_own)}), and {across[0][0]} moves the other's "
-            f"as well ({told_p(*across)}; {still[0][0]}: {told_p(*still)})."
+        who = f"{idle[0][0]} does not move" if len(idle) == 1 else f"neither {a} nor {b} moves"
+        return f"{who} even its own behaviour ({told(idle)}), so nothing follows."
+    across, still = [cell for cell in others if moves(cell)], [cell for cell in others if not moves(cell)]
+    if not across:
+        return (
+            f"double dissociation. {a} and {b} each move their own behaviour ({told(mine)}), and neither the other's "
+            f"({told(still)})."
         )
-    else:
-        yield (
-            f"{told}: double dissociation. {a} and {b} each move their own behaviour ({told_p(*of_own)}), and neither "
-            f"the other's ({told_p(*still)})."
+    if still:
+        return (
+            f"one-way. Both move their own behaviour ({told(mine)}), and {across[0][0]} moves the other's as well "
+            f"({told(across)}), where {still[0][0]} does not ({told(still)})."
         )
+    return f"shared. {a} and {b} each move both behaviours: their own ({told(mine)}) and the other's ({told(across)})."
 
 
 def _twin(effects: CrossEffects, like: Condition, direction: str, without: str) -> Condition:
