@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,11 +81,12 @@ class PermutedTwins:
         if condition.without:
             true, other = (self.directions[name] for name in (condition.direction, condition.without))
             direction = _as_long_as(parts_apart(true, other)[0], parts_apart(direction, other)[0])
-        if condition.kind == "added":
+        kind: Any = condition.kind
+        if kind == "added":
             return added(hooked, direction, layer, condition.strength or 0.0)
-        if condition.kind == "set_negative":  # permuted classes have the same mean: there is none to set it to
+        if kind == "set_negative":  # permuted classes have the same mean: there is none to set it to
             return subtracted(hooked, direction, layer)
-        return removed(hooked, direction, condition.kind, layer)
+        return removed(hooked, direction, kind, layer)
 
 
 def _as_long_as(like: Direction, direction: Direction) -> Direction:
