@@ -84,7 +84,7 @@ def _followed(effects: CrossEffects, own: Mapping[str, str], like: Condition, da
     # Joint draws only: those that were measured in all four cells.
     n_null = sum(not any(map(math.isnan, draw)) for draw in zip(*(e.null for e in changes.values()), strict=False))
     if 1 / (1 + n_null) > LEVEL:
-        least = f"only {n_null} permuted directions, and p cannot go below {1 / (1 + n_null):.2f}"
+        least = f"only {n_null} permuted directions, and p cannot go below {1 / (1 + n_null):.3g}"
         yield f"{told}: {least if n_null else 'no null of permuted labels was measured'}, so nothing is concluded."
         return
     yield f"{told}: {_in_words(changes, own)}"

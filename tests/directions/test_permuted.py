@@ -43,7 +43,7 @@ def test_they_are_as_long_as_the_true_one_at_every_layer():
 
 
 def test_each_is_the_difference_of_means_of_some_permuted_labels():
-    """With one pair a question that is: the sign of some pairs' differences turned, all of them alike at every layer."""
+    """With one pair a question that is: the sign of some pairs' differences turned."""
     differences = (PAIRS.positive.values - PAIRS.negative.values)[:, 0].double()
     true = difference_of_means(PAIRS)
     wanted = {s: unit(torch.tensor(s).double() @ differences) for s in itertools.product((1.0, -1.0), repeat=3)}
