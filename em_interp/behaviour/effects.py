@@ -278,7 +278,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     ]
     null = {c.key: twins.conditions(hooked, c, at) for c in conditions}
     kept = keeping(hooked, at + 1, hooked.n_layers)
-    before, effects = measured(behaviours, kept), []
+    before, before_null, effects = measured(behaviours, kept), measured(twins.behaviours, kept), []
     with bar(total=sum(1 + len(n) for n in null.values()), desc="cross effects", unit="condition") as progress:
         for condition in conditions:
             after = measured(behaviours, kept, condition.hooks)
@@ -287,7 +287,7 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
             for twin in null[condition.key]:
                 under = measured(twins.behaviours, kept, twin.hooks)
                 for b in twins.behaviours:
-                    draws[b.key].append(b.change(before[b.key][0], *under[b.key]).value)
+                    draws[b.key].append(b.change(before_null[b.key][0], *under[b.key]).value)
                 progress.update()
             for b in behaviours:
                 scores, groups = after[b.key]

@@ -27,7 +27,7 @@ class PermutedTwins:
         directions: the true ones, by name.
         permuted: those of the same contrast under permuted labels, by the name of the true one; as many of each.
         kinds: the kinds of conditions that have a null.
-        behaviours: what is measured under it.
+        behaviours: what is measured under it, each by its own measure.
     """
 
     directions: dict[str, Direction]
@@ -67,7 +67,8 @@ class PermutedTwins:
             pooling = "token" if direction.pooling == "token" else "conversation"
             _check_is_of(direction, difference_of_means(contrast, pooling=pooling), contrast.name)
             permuted[direction.name] = permuted_directions(contrast, n, seed=seed + i, pooling=pooling)
-        return cls(dict(zip(names, directions, strict=True)), permuted, tuple(kinds), tuple(behaviours))
+        alone = tuple(replace(b, measure=b.alone or b.measure) for b in behaviours)
+        return cls(dict(zip(names, directions, strict=True)), permuted, tuple(kinds), alone)
 
     def conditions(self, hooked: HookedModel, condition: Condition, layer: int) -> tuple[Condition, ...]:
         """The same done with each permuted direction; nothing where conditions of this kind have no null."""

@@ -346,8 +346,9 @@ class TestConclusions:
             f"{BY_OWN_VECTORS}: one-way. Both move their own behaviour (p = 0.05 and 0.05), and misalignment moves the "
             f"other's as well (p = 0.05), where refusal does not (p = 1 with zero in its interval)."
         )
-        assert "(p = 0.05 and 0.05), and neither the other's (p = 1 with zero in its interval and 1 with zero" in (
-            em.conclusions(made(APART), OWN)[0]
+        assert (
+            "(p = 0.05 and 0.05), and neither the other's (p = 1 with zero in its interval and 1 with zero"
+            in (em.conclusions(made(APART), OWN)[0])
         )
 
     def test_what_permuted_labels_do_as_well_is_nothing(self):
@@ -373,8 +374,9 @@ class TestConclusions:
         [own, *_] = effects.of(PREFERENCE)
         assert own.p == 2 / 40
         assert effects.corrected_p()[own.condition.key, PREFERENCE] == 5 / 40
-        assert "neither misalignment nor refusal moves even its own behaviour (p = 0.125" in (
-            em.conclusions(effects, OWN)[0]
+        assert (
+            "neither misalignment nor refusal moves even its own behaviour (p = 0.125"
+            in (em.conclusions(effects, OWN)[0])
         )
         assert effects.moving() == frozenset()
         assert len(made(APART).moving()) == 2
