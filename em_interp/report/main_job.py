@@ -27,7 +27,7 @@ from em_interp.texts.contrasts import Contrast
 _PARTS = {
     "reading controls": 20,
     "reading both contrasts": 40,
-    "effects of the directions": 175,
+    "effects of the directions": 150,
     "answers": 35,
     "judged effects": 75,
     "taking the organism apart": 45,
