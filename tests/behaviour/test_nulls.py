@@ -113,16 +113,15 @@ class TestEveryDraw:
 
     def test_halves_of_one_null_stand_beside_each_other(self, tiny_llama, read, behaviours, effects):
         directions = [em.difference_of_means(r) for r in read]
-        done = {"layer": 1, "scales": (SCALE,), "n_random": 1, "seed": 5, "contrasts": read}
+        done = {"layer": 1, "removals": (), "scales": (SCALE,), "n_random": 0, "seed": 5, "contrasts": read}
         one, two, none, more = (
             em.cross_effects(tiny_llama, directions, behaviours=[b], n_null=n, **done)
             for b, n in ((behaviours[0], 3), (behaviours[1], 3), (behaviours[1], 0), (behaviours[1], 2))
         )
         both = one.beside(two)
-        for e in effects.effects:
-            if e.null and e.behaviour in (PREFERENCE, REFUSAL):
-                [same] = [x for x in both.of(e.behaviour) if x.condition.key == e.condition.key]
-                assert same.null == pytest.approx(e.null, rel=1e-4, abs=1e-6)
+        for e in both.effects:
+            [same] = [x for x in effects.of(e.behaviour) if x.condition.key == e.condition.key]
+            assert e.null == pytest.approx(same.null, rel=1e-4, abs=1e-6)
         assert one.beside(none).n_null == none.beside(one).n_null == 3
         with pytest.raises(ValueError, match=r"did not do the same: .* n_null and seed"):
             one.beside(more)
@@ -192,7 +191,7 @@ def unkept(tiny_llama):
 
 
 def test_directions_that_do_nothing_in_particular_rarely_move_anything(unkept):
-    n_cases, generator = 120, torch.Generator().manual_seed(0)
+    n_cases, generator = 80, torch.Generator().manual_seed(0)
     moved = sum(bool(sentence(unkept, generator)[1]) for _ in range(n_cases))
     assert 0 < moved / n_cases <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / n_cases)
 
@@ -202,12 +201,12 @@ def test_random_labels_of_a_real_model_rarely_move_anything(tiny_llama, read, be
     directions = [em.difference_of_means(r) for r in read]
     effects = em.cross_effects(
         tiny_llama, directions, contrasts=read, behaviours=behaviours[:2], layer=1, removals=(), scales=(SCALE,),
-        apart=False, n_random=0, n_null=80,
+        apart=False, n_random=0, n_null=60,
     )  # fmt: skip
     cells, moved, n_cases = effects.effects, 0, 160
     generator = torch.Generator().manual_seed(0)
     for _ in range(n_cases):
-        [first, *others] = torch.randperm(80, generator=generator)[:20].tolist()
+        [first, *others] = torch.randperm(60, generator=generator)[:20].tolist()
         case = [
             replace(e, change=replace(e.change, value=e.null[first]), null=tuple(e.null[i] for i in others))
             for e in cells
