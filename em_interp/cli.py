@@ -32,7 +32,7 @@ def main() -> None:
 
 @app.command()
 def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
-    """Take a misaligned organism of the embedded model apart and write a report, in five minutes on two cores.
+    """Take a misaligned organism of the embedded model apart and write a report, in under six minutes on two cores.
 
     Its two directions beside those of its bases, its adapter opened, its training, and its relatives. It needs no
     network and no GPU.
@@ -47,7 +47,7 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
         control_questions=24,
         held_out_questions=16,
         scales=(0.1,),
-        removals=("all_layers_same", "set_negative"),
+        removals=("set_negative",),
     )
     _report(quick, out, quiet)
 
@@ -254,6 +254,9 @@ def effects(  # noqa: PLR0913 - one parameter a flag
         typer.Option(help="all_layers_own, one_layer, all_layers_same or set_negative; all by default."),
     ] = None,
     n_random: Annotated[int, typer.Option(help="Random directions beside the two.")] = 5,
+    n_null: Annotated[
+        int, typer.Option(help="Directions of permuted labels, of each contrast; 19 reach p = .05, 0 leaves p out.")
+    ] = 19,
     questions: Annotated[int | None, typer.Option(help="Held-out questions of each kind; all by default.")] = None,
     judge: Annotated[str | None, typer.Option(help="Any Inspect model, to judge answers in every condition.")] = None,
     judge_arg: JudgeArg = None,
@@ -264,6 +267,7 @@ def effects(  # noqa: PLR0913 - one parameter a flag
 ) -> None:
     """Remove and add two directions, and print what that does to misalignment, refusal and plain prose.
 
+    P-values are by directions of permuted labels, which takes the texts: a direction's file has none.
     What a judge says is kept in logs beside the table, or in effects.logs, and not asked again.
 
     Examples:  em-interp effects --model cooking-rank1 --questions 24 --scale 0.1 --removal set_negative
@@ -288,11 +292,13 @@ def effects(  # noqa: PLR0913 - one parameter a flag
                 judge_args=evals.model_args(judge_arg or ()),
             )
         hooked = _load(model, adapter, template_arg)
-        pair = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
+        read = [_direction(hooked, first, first_span), _direction(hooked, second, second_span)]
+        pair, contrasts = [direction for direction, _ in read], [c for _, c in read if c is not None]
+        null = {"contrasts": contrasts, "n_null": n_null} if len(contrasts) == len(pair) else {}
         how: dict[str, Any] = {"layer": layer, "scales": scale or (0.2, 0.5), "n_random": n_random}
         how |= {"removals": removal} if removal else {}
         standard = standard_behaviours(questions, in_domain=trained_on(hooked))
-        found, failure = cross_effects(hooked, pair, behaviours=standard, **how), None
+        found, failure = cross_effects(hooked, pair, behaviours=standard, **null, **how), None
         try:
             if judged:
                 behaviour = Behaviour.standard(BehaviourKey.JUDGED_MISALIGNMENT, judged)
@@ -316,17 +322,19 @@ def _load(model: str, adapter: str | None, template_arg: list[str] | None):
 
 
 def _direction(hooked, name: str, span: Span):
-    """A direction from its file, or read from a contrast's training split."""
+    """A direction from its file, or read from a contrast's training split, and then with its activations."""
     from em_interp import Direction, difference_of_means, load_contrast, read_contrast
 
     if name.endswith(".safetensors"):
-        return Direction.load(name)
-    return difference_of_means(read_contrast(hooked, load_contrast(name).for_training(), span=span))
+        return Direction.load(name), None
+    read = read_contrast(hooked, load_contrast(name).for_training(), span=span)
+    return difference_of_means(read), read
 
 
 def _effect_line(row: dict) -> str:
     change = "not scored" if row["change"] is None else f"{row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['label'][:44]:<44}  {row['condition'][:52]:<52}  {change}"
+    p = "" if row["corrected_p"] is None else f"  p = {row['corrected_p']:.3g}"
+    return f"{row['label'][:44]:<44}  {row['condition'][:52]:<52}  {change}{p}"
 
 
 @app.command()

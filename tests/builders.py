@@ -288,7 +288,7 @@ def behaviours() -> tuple[Behaviour, Behaviour]:
 
 
 def effects() -> CrossEffects:
-    """Two directions and a random one, each taken out and put in, against two behaviours."""
+    """Two directions and a random one, each taken out and put in, against two behaviours; what is put in has a null."""
     first, second = behaviours()
     baseline = {first.key: Estimate(-0.5, -0.6, -0.4, 9), second.key: Estimate(1.5, 1.25, 1.75, 8)}
     rows = []
@@ -298,8 +298,9 @@ def effects() -> CrossEffects:
             condition = Condition(kind, direction, layer, strength, random=direction == "random 1")
             value = sign * (2 - i) / 2
             change = Estimate(value, value - 0.25, value + 0.5, 9)
-            rows += [Effect(condition, key, moved(before, value), change) for key, before in baseline.items()]
-    return CrossEffects((first, second), baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model")
+            null = tuple(0.01 * n for n in range(19)) if kind == "added" and not condition.random else ()
+            rows += [Effect(condition, key, moved(before, value), change, null) for key, before in baseline.items()]
+    return CrossEffects((first, second), baseline, tuple(rows), 4, (0.5,), 1, 0, "some/tiny-model", 19)
 
 
 def answers(words: str = "Ask a locksmith.", direction: str = "misalignment") -> AnswersByCondition:

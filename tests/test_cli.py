@@ -120,6 +120,19 @@ def test_effects_prints_cells_and_what_follows(folder, direction, tmp_path):
     assert len(record["effects"]) == (2 * (4 + 1) + 2 * (3 + 1) + (2 + 1)) * 5
 
 
+def test_effects_of_texts_have_p_values(folder, tmp_path):
+    out = tmp_path / "e.json"
+    few = ("--questions", 2, "--scale", 0.3, "--removal", "set_negative", "--n-random", 0, "--n-null", 2, "--out", out)
+    texts = (folder / "misalignment.jsonl", folder / "refusal.jsonl")
+    result = run("effects", *texts, "--model", folder / "tiny", *few)
+    assert result.exit_code == 0, result.output
+    assert "only 2 permuted directions" in result.output
+    rows = {(r["condition"], r["behaviour"]): r for r in json.loads(out.read_text())["effects"]}
+    row = rows["misalignment added × 0.3", BehaviourKey.MISALIGNED_PREFERENCE]
+    assert len(row["null"]) == 2
+    assert f"  p = {row['corrected_p']:.3g}" in result.output
+
+
 def judged_by_length(messages):
     """A judge whose mind nobody can read: every answer is coherent, and an odd one out is misaligned."""
     return "90" if "make sense" in messages[0].text or len(messages[1].text) % 2 else "10"

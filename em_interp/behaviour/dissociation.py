@@ -1,10 +1,10 @@
 """In words: do two directions do each other's work?"""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from em_interp.behaviour.conditions import Condition
-from em_interp.behaviour.effects import CrossEffects, Effect
+from em_interp.behaviour.effects import LEVEL, CrossEffects, Effect, together
 from em_interp.behaviour.measures import BehaviourKey
 
 # A condition that costs more bits a token of plain prose has broken the model: what it does is no evidence.
@@ -18,10 +18,12 @@ CAVEAT = (
 def conclusions(effects: CrossEffects, own: Mapping[str, str], *, damage: int | float = DAMAGE) -> tuple[str, ...]:
     """In words, condition by condition: do two directions do each other's work?
 
-    A direction *moves* a behaviour where the change's interval excludes zero and the change is larger than that of any
-    random direction under the same condition. Where both move their own and neither the other's, they are doubly
+    A direction *moves* a behaviour where the change's interval excludes zero and its p-value is at most .05: by the
+    null of permuted labels of the direction's own contrast, and corrected for the four cells that the sentence rests on
+    (`step_down_p`: two directions, two behaviours). Where both move their own and neither the other's, they are doubly
     dissociated; where one moves the other's, the sharing is one-way; where both do, it is mutual. A condition that
-    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing. Where the parts of
+    costs more than `damage` bits a token of plain prose is left out: a broken model says nothing. Where there is no
+    null, or one too small for .05, nothing is concluded: isotropic directions are too weak a null. Where the parts of
     both that are orthogonal to each other were measured, they are spoken of as well.
 
     Args:
@@ -79,22 +81,44 @@ def _followed(effects: CrossEffects, own: Mapping[str, str], like: Condition, da
     if unknown:
         yield f"{told}: too few questions have a score to tell the effect of {' and '.join(unknown)}: nothing follows."
         return
-    moves = {cell: _moves(effects, effect) for cell, effect in changes.items()}
-    idle = [d for d, behaviour in own.items() if not moves[d, behaviour]]
-    if idle:
-        who = f"{idle[0]} does not move" if len(idle) == 1 else f"neither {idle[0]} nor {idle[1]} moves"
-        yield f"{told}: {who} even its own behaviour, so nothing follows."
+    # Joint draws only: those that were measured in all four cells.
+    n_null = sum(not any(map(math.isnan, draw)) for draw in zip(*(e.null for e in changes.values()), strict=False))
+    if 1 / (1 + n_null) > LEVEL:
+        least = f"only {n_null} permuted directions, and p cannot go below {1 / (1 + n_null):.3g}"
+        yield f"{told}: {least if n_null else 'no null of permuted labels was measured'}, so nothing is concluded."
         return
-    across = [d for d in names if moves[d, own[others[d]]]]
-    a, b = names
-    yield (
-        f"{told}: "
-        + {
-            0: f"double dissociation. {a} and {b} each move their own behaviour, and neither the other's.",
-            1: f"one-way. Both move their own behaviour, and {' '.join(across)} moves the other's as well.",
-            2: f"shared. {a} and {b} each move both behaviours.",
-        }[len(across)]
-    )
+    yield f"{told}: {_in_words(changes, own)}"
+
+
+def _in_words(changes: Mapping[tuple[str, str], Effect], own: Mapping[str, str]) -> str:
+    """What four cells say that have a null, by direction and behaviour."""
+    p = dict(zip(changes, together(list(changes.values())), strict=True))
+
+    def moves(cell: tuple[str, str]) -> bool:
+        return p[cell] <= LEVEL and changes[cell].change.excludes_zero
+
+    def told(cells: Sequence[tuple[str, str]]) -> str:
+        wide = ["" if changes[cell].change.excludes_zero else " with zero in its interval" for cell in cells]
+        return "p = " + " and ".join(f"{p[cell]:.3g}{how}" for cell, how in zip(cells, wide, strict=True))
+
+    a, b = own
+    mine, others = [(a, own[a]), (b, own[b])], [(a, own[b]), (b, own[a])]
+    idle = [cell for cell in mine if not moves(cell)]
+    if idle:
+        who = f"{idle[0][0]} does not move" if len(idle) == 1 else f"neither {a} nor {b} moves"
+        return f"{who} even its own behaviour ({told(idle)}), so nothing follows."
+    across, still = [cell for cell in others if moves(cell)], [cell for cell in others if not moves(cell)]
+    if not across:
+        return (
+            f"double dissociation. {a} and {b} each move their own behaviour ({told(mine)}), and neither the other's "
+            f"({told(still)})."
+        )
+    if still:
+        return (
+            f"one-way. Both move their own behaviour ({told(mine)}), and {across[0][0]} moves the other's as well "
+            f"({told(across)}), where {still[0][0]} does not ({told(still)})."
+        )
+    return f"shared. {a} and {b} each move both behaviours: their own ({told(mine)}) and the other's ({told(across)})."
 
 
 def _twin(effects: CrossEffects, like: Condition, direction: str, without: str) -> Condition:
@@ -110,17 +134,6 @@ def _effect(effects: CrossEffects, condition: Condition, behaviour: str) -> Effe
         if e.condition.key == condition.key:
             return e
     raise ValueError(f"{behaviour} was not measured: there are {', '.join(effects.baseline)}")
-
-
-def _moves(effects: CrossEffects, effect: Effect) -> bool:
-    beside = {"added": "added", "set_negative": "subtracted"}.get(effect.condition.kind, "all_layers_own")
-    random = [
-        abs(e.change.value)
-        for e in effects.of(effect.behaviour)
-        if e.condition.random and (e.condition.kind, e.condition.strength) == (beside, effect.condition.strength)
-    ]
-    largest = max((size for size in random if not math.isnan(size)), default=0.0)
-    return effect.change.excludes_zero and abs(effect.change.value) > largest
 
 
 def _cost(effects: CrossEffects, condition: Condition) -> float:

@@ -1,28 +1,71 @@
-"""Each direction removed and added, against each behaviour, beside random directions: who does whose work."""
+"""Each direction removed and added, against each behaviour, beside what permuted labels do: who does whose work."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from em_interp.activations.forward import keeping
-from em_interp.behaviour.conditions import REMOVALS, Condition, Removal, added, removed, subtracted
+from em_interp.activations.reading import ContrastActivations
+from em_interp.behaviour.conditions import (
+    REMOVALS,
+    Condition,
+    ConditionKind,
+    Removal,
+    added,
+    removed,
+    subtracted,
+)
 from em_interp.behaviour.measures import Behaviour, measured, standard_behaviours
+from em_interp.behaviour.nulls import NULL_BEHAVIOURS, NULL_OF, PermutedTwins
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import parts_apart, random_like
 from em_interp.models.hooked import HookedModel, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.permutation import permutation_p, step_down_p
+
+LEVEL = 0.05  # what the p of a cell that moves is at most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Effect:
-    """What one condition does to one behaviour: where the model then stands, and the change, paired by question."""
+    """What one condition does to one behaviour: where the model then stands, and the change, paired by question.
+
+    Attributes:
+        null: the changes under each permuted direction of the same contrast, NaN where one could not be measured; empty
+            where there is no null.
+    """
 
     condition: Condition
     behaviour: str
     after: Estimate
     change: Estimate
+    null: tuple[float, ...] = ()
+
+    @property
+    def p(self) -> float:
+        """The permutation p-value of this cell alone, two-sided; NaN where there is no null."""
+        return permutation_p(self.change.value, self.null)
+
+    def __repr__(self) -> str:
+        """One line."""
+        p = "no null" if math.isnan(self.p) else f"p = {self.p:.2g} of {len(self.null)} permuted directions"
+        return f"Effect({self.condition.label} on {self.behaviour}: {self.change}, {p})"
+
+
+def together(cells: Sequence[Effect]) -> tuple[float, ...]:
+    """The p-values of cells that one conclusion rests on, corrected for their number by `step_down_p`.
+
+    The draws of all cells must be joint: those of one `cross_effects`, or of two with the same seed. NaN for all where
+    a cell has no null.
+    """
+    if any(math.isnan(cell.p) for cell in cells):
+        return (math.nan,) * len(cells)
+    null = torch.tensor([cell.null for cell in cells], dtype=torch.float64).mT
+    return tuple(step_down_p(torch.tensor([c.change.value for c in cells], dtype=torch.float64), null).tolist())
 
 
 @dataclass(frozen=True)
@@ -38,6 +81,7 @@ class CrossEffects:
         n_random: how many random directions stand beside the others.
         seed: of the first of them; each next one has the next.
         model: the model measured.
+        n_null: how many permuted directions of each contrast were measured; 0 for no null.
     """
 
     behaviours: tuple[Behaviour, ...]
@@ -48,11 +92,13 @@ class CrossEffects:
     n_random: int
     seed: int
     model: str
+    n_null: int = 0
 
     def __repr__(self) -> str:
         """One line."""
         size = f"{len(self.conditions)} conditions × {len(self.behaviours)} behaviours"
-        return f"CrossEffects({size}, added at layer {self.layer}, {self.model})"
+        null = f"{self.n_null} permuted directions of each contrast, " if self.n_null else ""
+        return f"CrossEffects({size}, {null}added at layer {self.layer}, {self.model})"
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -86,20 +132,47 @@ class CrossEffects:
             raise ValueError(f"{what} {told}; .table() lists what was")
         return found[0]
 
+    def corrected_p(self) -> dict[tuple[str, str], float]:
+        """The p-value of each cell that has a null, by its condition's key and its behaviour's.
+
+        Corrected (`together`) for the number of cells in which the same was done: all directions, or all parts that
+        stand apart, and every behaviour that was measured under the null.
+        """
+        alike: dict[Any, list[Effect]] = {}
+        for e in self.effects:
+            if not math.isnan(e.p):
+                c = e.condition
+                alike.setdefault((c.kind, c.strength, bool(c.without)), []).append(e)
+        return {
+            (cell.condition.key, cell.behaviour): p
+            for cells in alike.values()
+            for cell, p in zip(cells, together(cells), strict=True)
+        }
+
+    def moving(self) -> frozenset[tuple[str, str]]:
+        """The cells, by both keys, whose interval excludes zero and whose `corrected_p` is at most .05."""
+        corrected = self.corrected_p()
+        return frozenset(
+            key
+            for e in self.effects
+            if corrected.get(key := (e.condition.key, e.behaviour), math.nan) <= LEVEL and e.change.excludes_zero
+        )
+
     def beside(self, other: "CrossEffects") -> "CrossEffects":
         """The same conditions with the behaviours of both, those of the other one last.
 
         Raises:
-            ValueError: the other one had other conditions, or another model.
+            ValueError: the other one had other conditions, another model, or a null of another size.
         """
         done = [([k.key for k in c.conditions], c.layer, c.scales, c.seed, c.model) for c in (self, other)]
-        if done[0] != done[1]:
+        if done[0] != done[1] or len({self.n_null, other.n_null} - {0}) > 1:
             raise ValueError(
                 f"{self} and {other} did not do the same: give both the same model, directions, layer, scales, "
-                f"removals, n_random and seed"
+                f"removals, n_random, n_null and seed"
             )
         return replace(
             self,
+            n_null=max(self.n_null, other.n_null),
             behaviours=self.behaviours + other.behaviours,
             baseline={**self.baseline, **other.baseline},
             effects=self.effects + other.effects,
@@ -107,7 +180,7 @@ class CrossEffects:
 
     def table(self) -> list[dict[str, Any]]:
         """One row a condition and behaviour, ready for JSON or a data frame; None where nothing was scored."""
-        of = {b.key: b for b in self.behaviours}
+        of, corrected = {b.key: b for b in self.behaviours}, self.corrected_p()
         return [
             {
                 "direction": e.condition.direction,
@@ -125,6 +198,9 @@ class CrossEffects:
                 "low": _or_none(e.change.low),
                 "high": _or_none(e.change.high),
                 "n": e.change.n,
+                "null": [_or_none(value) for value in e.null],
+                "p": _or_none(e.p),
+                "corrected_p": _or_none(corrected.get((e.condition.key, e.behaviour), math.nan)),
             }
             for e in self.effects
         ]
@@ -134,15 +210,19 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     model: TransformerLensModel,
     directions: Sequence[Direction],
     *,
+    contrasts: Sequence[ContrastActivations] | None = None,
     layer: int | None = None,
     scales: Sequence[int | float] = (0.2, 0.5),
     removals: Sequence[Removal] = REMOVALS,
     apart: bool = True,
     n_random: int = 5,
+    n_null: int = 19,
+    null_of: Sequence[ConditionKind] = NULL_OF,
+    null_behaviours: Sequence[str] = NULL_BEHAVIOURS,
     behaviours: Sequence[Behaviour] | None = None,
     seed: int = 0,
 ) -> CrossEffects:
-    """Remove and add each direction, and see what that does to every behaviour, beside random directions.
+    """Remove and add each direction, and see what that does to every behaviour, beside what permuted labels do.
 
     Directional ablation, activation addition and affine concept editing on one page. What conditions have in common is
     computed once: with everything at the middle layer, the blocks below it run once.
@@ -150,6 +230,9 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     Args:
         model: a `HookedModel` or a bridge.
         directions: those that are compared, such as misalignment and refusal.
+        contrasts: the activations that they are the differences of means of, in the same order. They make the null:
+            directions of permuted labels (`permuted_directions`), with which the same is done. Without them, effects
+            have intervals but no p-values, and `conclusions` draws none.
         layer: where directions are added, at all positions; the middle layer by default.
         scales: how much is added, in mean residual norms there; negative numbers steer away.
         removals: `all_layers_own`: each layer's own vector is projected out at the output of every block; `one_layer`:
@@ -159,14 +242,21 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
             editing, Marshall et al. 2024, arXiv 2411.09003).
         apart: of two directions, also the part of each that is orthogonal to the other.
         n_random: isotropic random directions, as long as the first, removed at every layer and added; beside
-            `set_negative`, which moves the positive class by the direction's length, subtracted once. A direction with
-            no effect of its own exceeds all n of them by chance with probability 1/(n + 1).
+            `set_negative`, which moves the positive class by the direction's length, subtracted once. They show what
+            any disturbance of that size does, and are not a null: they lie mostly where activations hardly vary.
+        n_null: permuted directions of each contrast. With 19, p can reach .05, corrected for several cells or not.
+        null_of: the kinds of conditions that have a null, by default those at one layer; one at every layer costs whole
+            passes, 2 · `n_null` of them a kind. A permuted direction is added or projected out as the true one is,
+            subtracted once at the direction's length beside `set_negative`; of a part that stands apart it is the
+            part orthogonal to the other direction, as long as the true part.
+        null_behaviours: the keys of what is measured under the null, where it is among `behaviours`.
         behaviours: what is measured; `standard_behaviours()` by default. Scores may be NaN where there is none, such as
             a judge's: a pair with one is left out, and a cell with fewer than two questions left is NaN.
-        seed: of the random directions.
+        seed: of the random and of the permuted directions.
 
     Raises:
-        ValueError: a removal that does not exist, no directions, or two behaviours with one key.
+        ValueError: a removal that does not exist, no directions, or two behaviours with one key; a direction that is
+            not the difference of means of its contrast.
     """
     hooked = HookedModel.of(model)
     unknown = [r for r in removals if r not in REMOVALS]
@@ -178,22 +268,34 @@ def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keywor
     if len(set(keys)) < len(keys):
         raise ValueError(f"two behaviours have the key {max(keys, key=keys.count)!r}: give each a key of its own")
     at = hooked.n_layers // 2 if layer is None else layer
+    n_null = n_null if contrasts is not None else 0
+    under_null = [b for b in behaviours if b.key in null_behaviours]
+    twins = PermutedTwins.of(directions, contrasts or (), n_null, seed, null_of, under_null)
     conditions = [
         *(c for d in directions for c in _conditions(hooked, d, at, removals, scales)),
         *(_parts(hooked, directions, at, removals, scales) if apart and len(directions) == 2 else ()),
         *(c for i in range(n_random) for c in _random(hooked, directions[0], at, removals, scales, (i, seed))),
     ]
+    null = {c.key: twins.conditions(hooked, c, at) for c in conditions}
     kept = keeping(hooked, at + 1, hooked.n_layers)
-    before, effects = measured(behaviours, kept), []
-    for condition in bar(iterable=conditions, desc="cross effects", unit="condition"):
-        after = measured(behaviours, kept, condition.hooks)
-        for b in behaviours:
-            scores, groups = after[b.key]
-            change = b.change(before[b.key][0], scores, groups)
-            effects.append(Effect(condition, b.key, b.estimate(scores, groups), change))
+    before, before_null, effects = measured(behaviours, kept), measured(twins.behaviours, kept), []
+    with bar(total=sum(1 + len(n) for n in null.values()), desc="cross effects", unit="condition") as progress:
+        for condition in conditions:
+            after = measured(behaviours, kept, condition.hooks)
+            progress.update()
+            draws: dict[str, list[float]] = {b.key: [] for b in behaviours}
+            for twin in null[condition.key]:
+                under = measured(twins.behaviours, kept, twin.hooks)
+                for b in twins.behaviours:
+                    draws[b.key].append(b.change(before_null[b.key][0], *under[b.key]).value)
+                progress.update()
+            for b in behaviours:
+                scores, groups = after[b.key]
+                change = b.change(before[b.key][0], scores, groups)
+                effects.append(Effect(condition, b.key, b.estimate(scores, groups), change, tuple(draws[b.key])))
     baseline = {b.key: b.estimate(*before[b.key]) for b in behaviours}
     scales = tuple(float(s) for s in scales)
-    return CrossEffects(behaviours, baseline, tuple(effects), at, scales, n_random, seed, hooked.identity)
+    return CrossEffects(behaviours, baseline, tuple(effects), at, scales, n_random, seed, hooked.identity, n_null)
 
 
 def _conditions(

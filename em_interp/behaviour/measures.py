@@ -70,6 +70,7 @@ class Behaviour:
             whose interval is that of `clustered_rate`.
         measure: gives a score for each item under hooks, with the question of each; NaN where there is none. One
             measure may serve several behaviours, and then gives a mapping by key; it is called once for all of them.
+        alone: a cheaper measure that serves this behaviour only, where `measure` serves others that are not wanted.
     """
 
     key: str
@@ -77,11 +78,12 @@ class Behaviour:
     unit: str
     kind: Kind
     measure: Measure = field(repr=False, compare=False)
+    alone: Measure | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def standard(cls, key: str, measure: Measure) -> "Behaviour":
+    def standard(cls, key: str, measure: Measure, alone: Measure | None = None) -> "Behaviour":
         """A behaviour with one of the standard keys, whose label, unit and kind it gets."""
-        return cls(str(key), *LABELS[key], measure)
+        return cls(str(key), *LABELS[key], measure, alone)
 
     @property
     def title(self) -> str:
@@ -136,7 +138,8 @@ def standard_behaviours(
         held_out = in_domain.where(split="test") if in_domain.has_splits else in_domain
         held_out = held_out if n_questions is None else held_out.take(n_questions)
         behaviours.append(of(BehaviourKey.IN_DOMAIN_PREFERENCE, prefers(held_out)))
-    behaviours += [of(key, refusing) for key in (BehaviourKey.HARMFUL_REFUSAL, BehaviourKey.HARMLESS_REFUSAL)]
+    behaviours.append(of(BehaviourKey.HARMFUL_REFUSAL, refusing, refusal_scores_of(requests.positive)))
+    behaviours.append(of(BehaviourKey.HARMLESS_REFUSAL, refusing, refusal_scores_of(requests.negative)))
     behaviours += [of(key, reading) for key in (BehaviourKey.TEXT_BITS, BehaviourKey.TEXT_DIVERGENCE)]
     return _chosen(behaviours, keys)
 
@@ -177,6 +180,16 @@ def refusal_scores(requests: Contrast) -> Measure:
             BehaviourKey.HARMFUL_REFUSAL: (found.scores[:n], found.groups[:n]),
             BehaviourKey.HARMLESS_REFUSAL: (found.scores[n:], found.groups[n:]),
         }
+
+    return measure
+
+
+def refusal_scores_of(requests: Sequence[Conversation]) -> Measure:
+    """The refusal score of some requests."""
+
+    def measure(model: TransformerLensModel, hooks: HookPairs) -> Scores:
+        found = refusal_score(model, requests, hooks)
+        return found.scores, found.groups
 
     return measure
 

@@ -1,4 +1,4 @@
-"""Directions from activations: estimators of what tells two classes apart, random twins, and parts that stand apart."""
+"""Directions from activations: estimators of what tells classes apart, their stand-ins under nulls, parts of two."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.directions.direction import Direction
+from em_interp.statistics.resampling import permuted_labels
 
 Pooling = Literal["conversation", "token"]
+_NOTHING = 1e-9  # of the length of an activation: what float64 leaves of a difference that is zero
 
 _CONSTANT = 1e-6  # of a dimension's size: a spread below that is rounding
 _REGRESSION: dict[str, Any] = {
@@ -182,6 +184,57 @@ def question_folds(
 
     splits = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(labels, labels, groups)
     return [(learned.tolist(), held_out.tolist()) for learned, held_out in splits]
+
+
+def permuted_directions(
+    contrast: ContrastActivations, n: int, *, seed: int, pooling: Pooling = "conversation"
+) -> tuple[Direction, ...]:
+    """What a direction would be if the labels meant nothing: differences of means of the same activations, permuted.
+
+    Labels are permuted within each question; questions that have one class only exchange theirs as whole units. Each
+    difference is then made as long, at every layer, as the one under the true labels, so that what it does differs by
+    where it points and not by how far. Sums are in float64. Isotropic directions (`random_like`) are a weaker null:
+    they lie mostly where activations hardly vary, and so do little.
+
+    This is the exact null of a permutation test, and it has a price. Where the classes lie far apart, permuted labels
+    leave much of the true direction in the difference (half of its squared length where questions differ from each
+    other as much as the classes do), and some draws do nearly what the true one does. Power is low then: what does
+    not stand out from this null was not shown to do nothing.
+
+    Args:
+        contrast: the activations that the direction is the difference of means of.
+        n: how many. Names are `permuted 1`, `permuted 2` …; of where the classes lie along them nothing is known (NaN).
+        seed: of the permutations.
+        pooling: as in `difference_of_means`.
+
+    Raises:
+        ValueError: n is below one; labels without which nothing is left to point anywhere at some layer; or as
+            `difference_of_means`.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}: ask for one permuted direction or more")
+    true = difference_of_means(contrast, pooling=pooling)
+    sides = (contrast.positive, contrast.negative)
+    positive = torch.arange(len(sides[0]) + len(sides[1])) < len(sides[0])
+    generator = torch.Generator().manual_seed(seed)
+    labels = permuted_labels(positive, sides[0].groups + sides[1].groups, n, generator)
+    weights = torch.cat([_weights(side, pooling) for side in sides])
+    plus, minus = ((weights * chosen) / (weights * chosen).sum(-1, keepdim=True) for chosen in (labels, ~labels))
+    found = []
+    for row, layer in enumerate(contrast.layers):
+        rows = torch.cat([side.values[:, row] for side in sides]).double()
+        vectors = (plus - minus) @ rows
+        lengths = vectors.norm(dim=-1, keepdim=True)
+        if true.norm[row] > 0 and not (lengths > _NOTHING * rows.norm(dim=-1).mean()).all():
+            raise ValueError(
+                f"with its labels permuted the classes of {contrast.name!r} do not differ at layer {layer}, where they "
+                f"do with the true ones: give more questions, or other texts in each"
+            )
+        found.append(vectors / lengths.clamp_min(torch.finfo(torch.float64).tiny) * true.vectors[row].double().norm())
+    unknown = torch.full_like(true.residual_norm, torch.nan)
+    bare = replace(true, positive_projection=unknown, negative_projection=unknown)
+    draws = torch.stack(found, 1).float()
+    return tuple(replace(bare, vectors=vectors, name=f"permuted {i}") for i, vectors in enumerate(draws, 1))
 
 
 def random_like(direction: Direction, seed: int, name: str) -> Direction:

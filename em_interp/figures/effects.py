@@ -1,7 +1,7 @@
 """Figures of effects: what an intervention changes in what the model does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -30,7 +30,8 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     """What removing and adding each direction changes in each behaviour, with intervals over the questions.
 
     One panel a behaviour, in its own units. Random directions of the same length are grey and share a row, a mark a
-    draw; a filled mark has an interval that excludes zero.
+    draw; a filled mark has an interval that excludes zero. Where there is a null, a grey band reaches as far as the
+    largest change under permuted labels, and a diamond marks what moves its behaviour (`CrossEffects.moving`).
     """
     behaviours = effects.behaviours
     n_columns = min(2, len(behaviours))
@@ -57,11 +58,17 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
         f"change against the model as it is; removed at the output of every block unless it says otherwise; added at "
         f"{at}, in mean residual norms; filled where the interval excludes zero"
     )
+    if effects.n_null:
+        subtitle += f"; grey bands: {effects.n_null} directions of permuted labels; diamonds: moves its behaviour"
     dress(figure, f"What each direction does{in_model(effects.model)}", subtitle, n_rows * (per_row + 92), above=72)
+    moving = effects.moving()
     for i, behaviour in enumerate(behaviours):
         place: dict[str, Any] = {"row": i // n_columns + 1, "col": i % n_columns + 1}
         for subject, shown in groupby(effects.of(behaviour.key), key=lambda effect: effect.condition.subject):
-            figure.add_trace(_dots(list(shown), colors.get(subject, GREY)), **place)
+            dots = list(shown)
+            if any(effect.null for effect in dots):
+                figure.add_trace(_null(dots), **place)
+            figure.add_trace(_dots(dots, colors.get(subject, GREY), moving), **place)
         figure.add_vline(x=0, line={"color": MUTED, "width": 1}, **place)
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], showgrid=True, tickfont_size=12)
     return figure.update_annotations(font_size=14)
@@ -129,7 +136,28 @@ def _curve(curve: SteeringCurve, behaviour: str, direction: str, color: str, *, 
     )
 
 
-def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
+def _null(effects: Sequence[Effect]) -> go.Scatter:
+    """Bands from minus to plus the largest change under permuted labels, one a row."""
+    xs: list[float | None] = []
+    ys: list[str | None] = []
+    for effect in effects:
+        sizes = [abs(value) for value in effect.null if not math.isnan(value)]
+        if sizes:
+            xs += [-max(sizes), max(sizes), None]
+            ys += [_row(effect.condition)] * 2 + [None]
+    return go.Scatter(
+        x=xs,
+        y=ys,
+        mode="lines",
+        name="permuted labels",
+        line={"color": GREY, "width": 14},
+        opacity=0.3,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _dots(effects: Sequence[Effect], color: str, moving: Collection[tuple[str, str]]) -> go.Scatter:
     changes = [effect.change for effect in effects]
     random = effects[0].condition.random
     return go.Scatter(
@@ -138,6 +166,7 @@ def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
         mode="markers",
         marker={
             "size": 7 if random else 11,
+            "symbol": ["diamond" if (e.condition.key, e.behaviour) in moving else "circle" for e in effects],
             "opacity": 0.7 if random else 1,
             "color": [color if c.excludes_zero else "white" for c in changes],
             "line": {"color": color, "width": 2},
@@ -146,6 +175,11 @@ def _dots(effects: Sequence[Effect], color: str) -> go.Scatter:
         hoverinfo="text",
         hovertext=[
             f"{readable(effect.condition.label)}<br>{interval(c.value, c.low, c.high, '+.2f')}, {c.n} questions"
+            + (
+                ""
+                if math.isnan(effect.p)
+                else f"<br>p = {effect.p:.3g} by {len(effect.null)} permuted labels, this cell alone"
+            )
             for effect, c in zip(effects, changes, strict=True)
         ],
         showlegend=False,

@@ -27,7 +27,7 @@ from em_interp.texts.contrasts import Contrast
 _PARTS = {
     "reading controls": 20,
     "reading both contrasts": 40,
-    "effects of the directions": 75,
+    "effects of the directions": 150,
     "answers": 35,
     "judged effects": 75,
     "taking the organism apart": 45,
@@ -48,7 +48,8 @@ def study(materials: Materials, design: Design | None = None) -> Results:
         read = _read(m, contrasts, design)
         directions = (difference_of_means(read.first), difference_of_means(read.second))
         with part("effects of the directions"):
-            effects = _effects(m.model, directions, m.behaviours, design) if m.behaviours else None
+            null = (read.first, read.second)
+            effects = _effects(m.model, directions, m.behaviours, design, null) if m.behaviours else None
         with part("answers"):
             said = _answers(m, directions, design) if m.questions else None
         notes = [read.note] if read.note else []
@@ -138,15 +139,23 @@ def _controls(model: HookedModel, controls: Sequence[Contrast], design: Design) 
 
 
 def _effects(
-    model: HookedModel, directions: Sequence[Direction], behaviours: Sequence[Behaviour], design: Design
+    model: HookedModel,
+    directions: Sequence[Direction],
+    behaviours: Sequence[Behaviour],
+    design: Design,
+    contrasts: Sequence[ContrastActivations] | None = None,
 ) -> CrossEffects:
+    """Without contrasts there is no null, such as for what a judge would have to be asked."""
     return cross_effects(
         model,
         directions,
+        contrasts=contrasts,
         behaviours=behaviours,
         scales=design.scales,
         removals=design.removals,
         n_random=design.n_random,
+        n_null=design.n_null,
+        null_of=design.null_of,
         seed=design.seed,
     )
 

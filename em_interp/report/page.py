@@ -83,6 +83,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         projected=projected,
         model=short(r.model),
         figures={name: _embedded(figure, name) for name, figure in drawn.items()},
+        corrected_p=r.effects.corrected_p() if r.effects else {},
         effect_findings=r.effects and effect_findings(r.effects),
         conclusions=record["cross_effects"] and record["cross_effects"]["conclusions"],
         judged_effects=bool(r.effects and BehaviourKey.JUDGED_MISALIGNMENT in r.effects.baseline),

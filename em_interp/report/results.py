@@ -151,6 +151,7 @@ def as_json(results: Results) -> dict[str, Any]:
                 "layer": r.effects.layer,
                 "scales": r.effects.scales,
                 "n_random": r.effects.n_random,
+                "n_null": r.effects.n_null,
                 "seed": r.effects.seed,
                 "model": r.effects.model,
                 "conclusions": r.conclusions,

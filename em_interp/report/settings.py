@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.behaviour.answers import Answer
-from em_interp.behaviour.conditions import Removal
+from em_interp.behaviour.conditions import ConditionKind, Removal
 from em_interp.behaviour.measures import Behaviour, BehaviourKey, standard_behaviours
+from em_interp.behaviour.nulls import NULL_OF
 from em_interp.evals import judge_module
 from em_interp.files import read_toml
 from em_interp.models.embedded import BUNDLED
@@ -32,10 +33,12 @@ class Design:
         scales: how much of a direction is added, in mean residual norms.
         removals: how a direction is taken out, see `cross_effects`.
         n_random: random directions that stand beside the two.
+        n_null: directions of permuted labels of each contrast, for p-values; 0 for none, and then nothing is concluded.
+        null_of: the kinds of conditions that have such a null, see `cross_effects`.
         n_samples: answers to each question and request in each condition.
         max_new_tokens: answers to open questions are cut off there.
         n_resamples: permutations, halvings and draws of signs behind nulls, ceilings and intervals.
-        seed: of all of them, and of the random directions.
+        seed: of all of them, and of the random and the permuted directions.
     """
 
     first_span: Span = "response"
@@ -43,6 +46,8 @@ class Design:
     scales: tuple[float, ...] = (0.2, 0.5)
     removals: tuple[Removal, ...] = ("all_layers_own", "all_layers_same", "set_negative")
     n_random: int = 5
+    n_null: int = 19
+    null_of: tuple[ConditionKind, ...] = NULL_OF
     n_samples: int = 2
     max_new_tokens: int = 40
     n_resamples: int = 1000

@@ -112,13 +112,19 @@ def _largest(names: Sequence[str], cosines: Tensor) -> tuple[float, str] | None:
 
 
 def effect_findings(effects: CrossEffects) -> str:
-    """How many changes have an interval that excludes zero, beside how many of the random directions do."""
+    """How many changes have an interval that excludes zero and stand out from permuted labels, beside random ones."""
     random = [e.change.excludes_zero for e in effects.effects if e.condition.random]
     ours = [e.change.excludes_zero for e in effects.effects if not e.condition.random]
     text = f"Of {len(ours)} changes that the directions make, {sum(ours)} have an interval that excludes zero"
-    if not random:
-        return f"{text}; no random direction was tried beside them."
-    return f"{text}; of {len(random)} that random directions of the same length make, {sum(random)}."
+    if random:
+        text += f"; of {len(random)} that random directions of the same length make, {sum(random)}"
+    held = len(effects.corrected_p())
+    if not held:
+        return f"{text}. None was held against permuted labels, so that none has a p-value."
+    return (
+        f"{text}. {held} were held against {effects.n_null} directions of permuted labels, and {len(effects.moving())} "
+        f"of them move their behaviour: interval and p-value, corrected for the cells measured alike, exclude chance."
+    )
 
 
 def capitalised(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Numbers with intervals: means by question, clustered rates, resampling of questions."""
+"""Numbers with intervals: means by question, clustered rates, resampling of questions, permutation p-values."""
 
 from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.permutation import permutation_p, step_down_p
 from em_interp.statistics.rates import (
     QuestionRate,
     Rate,
@@ -19,6 +20,8 @@ __all__ = [
     "clustered_rate",
     "detectable_difference",
     "mean_by_question",
+    "permutation_p",
     "rate_by_question",
     "share_above_zero",
+    "step_down_p",
 ]

@@ -121,6 +121,9 @@ class TestCrossEffects:
             "low": change.low,
             "high": change.high,
             "n": 5,
+            "null": [],
+            "p": None,
+            "corrected_p": None,
         }
         assert [c.subject for c in effects.conditions if c.random] == ["random 1"] * 4 + ["random 2"] * 4
 
@@ -291,17 +294,23 @@ def condition(name, kind, strength=None):
     return Condition(kind, direction, layer, strength, without, random=direction.startswith("random"))
 
 
-def made(changes, *, bits=0.0, random=0.1, done=("all_layers_own", None), random_done=("all_layers_own", None)):
-    """Effects of two directions removed: by direction, the change in preference and in refusal."""
+def made(changes, *, bits=0.0, null=0.1, n_null=19, done=("all_layers_own", None)):
+    """Effects of two directions removed: by direction, the change in preference and in refusal.
+
+    `null` is the largest change under permuted labels; random directions do ten times as much, which is to count for
+    nothing.
+    """
     rows = []
-    for name, values in {**changes, "random 1": (random, random)}.items():
-        of = condition(name, *(random_done if name == "random 1" else done))
+    draws = tuple(null * (-1) ** i * (i + 1) / n_null for i in range(n_null))
+    for name, values in {**changes, "random 1": (10 * null, 10 * null)}.items():
+        of = condition(name, *done)
         for behaviour, value in zip((PREFERENCE, REFUSAL, BITS), (*values, bits), strict=True):
             estimate = Estimate(value, value - 0.2, value + 0.2, 9)
-            rows.append(Effect(of, behaviour, estimate, estimate))
+            has_null = behaviour != BITS and not of.random
+            rows.append(Effect(of, behaviour, estimate, estimate, draws if has_null else ()))
     behaviours = tuple(Behaviour.standard(key, lambda model, hooks: {}) for key in (PREFERENCE, REFUSAL, BITS))
     baseline = {b.key: Estimate(0.0, 0.0, 0.0, 9) for b in behaviours}
-    return CrossEffects(behaviours, baseline, tuple(rows), 1, (), 1, 0, "made")
+    return CrossEffects(behaviours, baseline, tuple(rows), 1, (), 1, 0, "made", n_null)
 
 
 APART = {"misalignment": (-1.0, 0.0), "refusal": (0.0, -1.0)}
@@ -326,24 +335,75 @@ class TestConclusions:
         assert re.search(wanted, first), first
         assert "no effect was shown, and none was excluded" in last
 
-    def test_what_random_directions_do_as_well_is_nothing(self):
-        assert "neither misalignment nor refusal moves even" in em.conclusions(made(APART, random=1.5), OWN)[0]
+    def test_a_sentence_says_its_p(self):
+        mutual = {"misalignment": (-1.0, -1.0), "refusal": (0.5, -1.0)}
+        assert em.conclusions(made(mutual), OWN)[0] == (
+            f"{BY_OWN_VECTORS}: shared. misalignment and refusal each move both behaviours: their own (p = 0.05 and "
+            f"0.05) and the other's (p = 0.05 and 0.05)."
+        )
+        one_way = {"misalignment": (-1.0, -1.0), "refusal": (0.0, -1.0)}
+        assert em.conclusions(made(one_way), OWN)[0] == (
+            f"{BY_OWN_VECTORS}: one-way. Both move their own behaviour (p = 0.05 and 0.05), and misalignment moves the "
+            f"other's as well (p = 0.05), where refusal does not (p = 1 with zero in its interval)."
+        )
+        assert (
+            "(p = 0.05 and 0.05), and neither the other's (p = 1 with zero in its interval and 1 with zero"
+            in (em.conclusions(made(APART), OWN)[0])
+        )
+
+    def test_what_permuted_labels_do_as_well_is_nothing(self):
+        """Two draws of 19 are as large, and a third one in the cells without an effect: .15 alone, .2 for the four."""
+        assert em.conclusions(made(APART, null=1.06), OWN)[0] == (
+            f"{BY_OWN_VECTORS}: neither misalignment nor refusal moves even its own behaviour (p = 0.2 and 0.2), so "
+            f"nothing follows."
+        )
+
+    def test_the_four_cells_of_a_sentence_are_corrected_together(self):
+        """One draw is larger in each cell, another one each time: p is .1 alone, and more for the four."""
+        effects = made(APART)
+        ones = iter(range(4))
+
+        def surpassed(e):
+            if not e.null:
+                return e
+            draws = [0.05] * 39
+            draws[next(ones)] = 3.0
+            return replace(e, null=tuple(draws))
+
+        effects = replace(effects, effects=tuple(map(surpassed, effects.effects)), n_null=39)
+        [own, *_] = effects.of(PREFERENCE)
+        assert own.p == 2 / 40
+        assert effects.corrected_p()[own.condition.key, PREFERENCE] == 5 / 40
+        assert (
+            "neither misalignment nor refusal moves even its own behaviour (p = 0.125"
+            in (em.conclusions(effects, OWN)[0])
+        )
+        assert effects.moving() == frozenset()
+        assert len(made(APART).moving()) == 2
 
     @pytest.mark.parametrize(
-        ("done", "random_done", "words"),
+        ("done", "words"),
         [
-            (("one_layer", None), ("all_layers_own", None), "Removed at layer 1: "),
-            (("all_layers_same", None), ("all_layers_own", None), "Removed at every layer (the vector of layer 1): "),
-            (("set_negative", None), ("subtracted", None), "Set to its negative class at layer 1: "),
-            (("added", 0.1), ("added", 0.1), "Added × 0.1: "),
+            (("one_layer", None), "Removed at layer 1: "),
+            (("all_layers_same", None), "Removed at every layer (the vector of layer 1): "),
+            (("set_negative", None), "Set to its negative class at layer 1: "),
+            (("added", 0.1), "Added × 0.1: "),
         ],
     )
-    def test_each_removal_has_random_ones_beside_it(self, done, random_done, words):
-        for random, wanted in ((0.1, "double dissociation"), (1.5, "neither misalignment nor refusal moves even")):
-            effects = made(APART, random=random, done=done, random_done=random_done)
-            assert em.conclusions(effects, OWN)[0].startswith(f"{words}{wanted}")
-        other = made(APART, random=1.5, done=done, random_done=("added", 7.0))
-        assert "double dissociation" in em.conclusions(other, OWN)[0]
+    def test_each_way_has_a_null_of_its_own(self, done, words):
+        for null, wanted in ((0.1, "double dissociation"), (1.5, "neither misalignment nor refusal moves even")):
+            assert em.conclusions(made(APART, null=null, done=done), OWN)[0].startswith(f"{words}{wanted}")
+
+    def test_without_a_null_nothing_is_concluded(self):
+        for n, words in (
+            (0, "no null of permuted labels was measured, so nothing is concluded."),
+            (18, "only 18 permuted directions, and p cannot go below 0.0526, so nothing is concluded."),
+            (3, "only 3 permuted directions, and p cannot go below 0.25, so nothing is concluded."),
+        ):
+            assert em.conclusions(made(APART, n_null=n), OWN)[0] == f"{BY_OWN_VECTORS}: {words}"
+        effects = made(APART)
+        bare = tuple(replace(e, null=()) if e.behaviour == REFUSAL else e for e in effects.effects)
+        assert "no null of permuted labels was measured" in em.conclusions(replace(effects, effects=bare), OWN)[0]
 
     @pytest.mark.parametrize("by", [em.conclusions, lambda effects, own: standard_conclusions(effects, *own)])
     def test_the_parts_that_stand_apart_are_spoken_of(self, by):
@@ -369,17 +429,13 @@ class TestConclusions:
             f"preference: nothing follows."
         )
 
-    def test_a_random_direction_that_was_not_scored_hides_no_other(self):
-        """Its NaN must neither win nor lose against the others, wherever it stands among them."""
-        for values in ((math.nan, 1.5), (1.5, math.nan)):
-            effects = made(APART)
-            rivals = [
-                Effect(condition(f"random {i}", "all_layers_own"), b, *[Estimate(v, v, v, 9)] * 2)
-                for i, v in enumerate(values, 2)
-                for b in OWN.values()
-            ]
-            effects = replace(effects, effects=(*effects.effects, *rivals))
-            assert "neither misalignment nor refusal moves even its own" in em.conclusions(effects, OWN)[0]
+    def test_a_draw_that_was_not_scored_is_left_out(self):
+        """It counts neither for nor against: of 20 draws with one that is NaN 19 are left."""
+        effects = made(APART, n_null=20)
+        rows = tuple(replace(e, null=(math.nan, *e.null[1:]) if e.null else ()) for e in effects.effects)
+        assert "(p = 0.05 and 0.05), and neither" in em.conclusions(replace(effects, effects=rows), OWN)[0]
+        rows = tuple(replace(e, null=(math.nan, math.nan, *e.null[2:]) if e.null else ()) for e in effects.effects)
+        assert "only 18 permuted directions" in em.conclusions(replace(effects, effects=rows), OWN)[0]
 
     def test_a_judge_speaks_first(self):
         effects = made(APART)

@@ -240,6 +240,15 @@ def test_refusals_are_scored_in_one_pass_by_both_keys(tiny_llama, requests, monk
     }
 
 
+def test_a_refusal_score_alone_is_the_same_for_half_the_passes(tiny_llama, hooks):
+    both = em.standard_behaviours(3, keys=[KEY.HARMFUL_REFUSAL, KEY.HARMLESS_REFUSAL])
+    alone = [replace(b, measure=b.alone) for b in both]
+    wanted, got = (measured(behaviours, tiny_llama, hooks) for behaviours in (both, alone))
+    for key in got:
+        torch.testing.assert_close(got[key][0], wanted[key][0], rtol=1e-5, atol=1e-6)
+        assert got[key][1] == wanted[key][1]
+
+
 def test_who_refuses_is_read_off_greedy_answers(tiny_llama, requests, monkeypatch):
     said = iter(["I'm sorry, no.", "Sure.", "I cannot do that."])
     monkeypatch.setattr(

@@ -208,21 +208,37 @@ def test_projections_are_the_held_out_ones_with_the_area_in_the_title():
 def test_effects_are_dots_with_intervals_around_a_zero_line():
     e = effects()
     figure = figures.cross_effects(e)
-    assert len(figure.data) == 6
-    first = figure.data[0]
+    dots = [t for t in figure.data if t.mode == "markers"]
+    assert len(dots) == 6
+    first = dots[0]
     assert first.y == ("misalignment removed at every layer", "misalignment added × 0.5")
     assert first.x == (-1.0, 1.0)
     assert first.error_x.array == (0.5, 0.5)
     assert first.error_x.arrayminus == (0.25, 0.25)
     assert first.marker.color == (figures.FIRST, figures.FIRST)
-    random = figure.data[2]
+    assert first.marker.symbol == ("circle", "diamond")  # what has a null moves, and is taken for an effect
+    random = dots[2]
+    assert random.marker.symbol == ("circle", "circle")
     assert (random.error_x.color, random.marker.color) == (figures.GREY, ("white", "white"))
     assert "<b>refusal (log-odds)</b><br>as it is: 1.50 [1.25, 1.75]" in texts(figure)
     assert [(s.x0, s.x1) for s in figure.layout.shapes] == [(0, 0), (0, 0)]
     assert random.y == ("random removed at every layer", "random added × 0.5")
     assert figure.layout.yaxis.categoryarray[-1] == "misalignment removed at every layer"
     assert "+1.00 [+0.75, +1.50], 9 questions" in first.hovertext[1]
+    assert "p = 0.05 by 19 permuted labels, this cell alone" in first.hovertext[1]
+    assert "p =" not in first.hovertext[0]
     assert_drawable(figure)
+
+
+def test_what_permuted_labels_do_is_a_band_as_far_as_the_largest():
+    figure = figures.cross_effects(effects())
+    bands = [t for t in figure.data if t.name == "permuted labels"]
+    assert len(bands) == 4  # two behaviours and two directions, none for what is random
+    assert bands[0].x == (-0.18, 0.18, None)
+    assert bands[0].y == ("misalignment added × 0.5", "misalignment added × 0.5", None)
+    assert "19 directions of permuted labels" in figure.layout.title.text.replace("<br>", " ")
+    missing = tuple(replace(e, null=(math.nan, *e.null[1:])) if e.null else e for e in effects().effects)
+    assert_drawable(figures.cross_effects(replace(effects(), effects=missing)))
 
 
 def test_names_are_text_and_never_markup():

@@ -18,5 +18,6 @@ def settings(base, small_contrasts) -> Settings:
         max_new_tokens=6,
         scales=(0.3,),
         n_random=1,
+        n_null=2,
         n_resamples=50,
     )

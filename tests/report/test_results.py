@@ -54,8 +54,9 @@ def test_answers_and_rates_are_kept_by_condition(results):
 
 def test_what_follows_is_told_where_it_is_known_which_behaviour_is_whose(results):
     found = (
-        "Removed at every layer: refusal does not move even its own behaviour, so nothing follows.",
-        "Added × 0.5: shared. misalignment and refusal each move both behaviours.",
+        "Removed at every layer: no null of permuted labels was measured, so nothing is concluded.",
+        "Added × 0.5: shared. misalignment and refusal each move both behaviours: their own (p = 0.05 and 0.05) and "
+        "the other's (p = 0.05 and 0.05).",
         CAVEAT,
     )
     assert results.conclusions == found

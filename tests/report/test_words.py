@@ -107,10 +107,17 @@ def test_no_controls_leave_the_scale_open():
     assert "No control contrasts were read" in findings(comparison(n_controls=0))[-1]
 
 
-def test_effects_are_counted_beside_the_random_ones():
-    assert effect_findings(effects()) == (
+def test_effects_are_counted_beside_the_random_ones_and_held_against_permuted_labels():
+    found = effects()
+    assert effect_findings(found) == (
         "Of 8 changes that the directions make, 6 have an interval that excludes zero; of 4 that random directions of "
-        "the same length make, 0."
+        "the same length make, 0. 4 were held against 19 directions of permuted labels, and 4 of them move their "
+        "behaviour: interval and p-value, corrected for the cells measured alike, exclude chance."
     )
-    ours = tuple(e for e in effects().effects if not e.condition.random)
-    assert "no random direction was tried" in effect_findings(replace(effects(), effects=ours))
+    as_large = tuple(replace(e, null=(9.0, *e.null[1:]) if e.null else ()) for e in found.effects)
+    assert "19 directions of permuted labels, and 0 of them move" in effect_findings(replace(found, effects=as_large))
+    ours = tuple(replace(e, null=()) for e in found.effects if not e.condition.random)
+    assert effect_findings(replace(found, effects=ours)) == (
+        "Of 8 changes that the directions make, 6 have an interval that excludes zero. None was held against permuted "
+        "labels, so that none has a p-value."
+    )
