@@ -94,6 +94,8 @@ def last_logits(
     """The logits of the first token the model would say to each conversation, float32 on the CPU."""
     hooked = HookedModel.of(model)
     encoded = [encode(hooked.template, c, "last", max_length=hooked.max_length) for c in conversations]
+    if not encoded:
+        raise ValueError("there are no conversations to score")
     rows: list[Tensor] = [torch.empty(0)] * len(encoded)
     for batch, logits in logits_at_spans(hooked, encoded, hooks, batch_tokens=batch_tokens):
         for i, row in zip(batch.index, logits, strict=True):
