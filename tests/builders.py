@@ -93,7 +93,7 @@ SPM = (
 
 
 def spm_tokenizer(folder: Path, template: str = SPM, scheme: str = "first") -> object:
-    """A tokenizer of SentencePiece's kind: blanks are `▁`, and one is put before a text, as Llama 2 and its heirs do."""
+    """A tokenizer of SentencePiece's kind: blanks are `▁`, and one is put before a text, as Llama 2 does."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -116,7 +116,7 @@ def taught(tokenizer, texts, *, steps: int = 120) -> torch.nn.Module:
     """A tiny Llama that knows these texts by heart."""
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    model = hf_model("llama")
+    model = hf_model("llama", vocab_size=max(VOCABULARY, len(tokenizer)))
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(steps):
         model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()

@@ -25,8 +25,9 @@ class Answer:
 
     Attributes:
         conversation: what was asked; it ends with the user's words, or with an answer that the model went on with.
-        text: what the model said, without special tokens and without blanks around it; where it went on with an
-            answer, what it added, with the blank before it.
+        text: what the model said, without blanks around it and without special tokens but for those that mark a
+            thought; it begins with the mark of a thought that the prompt opened. Where it went on with an answer,
+            what it added, with the blank before it.
         sample: which answer to this conversation it is, from 0.
         tokens: the ids that were generated, the closing one included.
         finished: whether the model came to an end by itself, or was cut off.

@@ -18,7 +18,8 @@ from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
 from em_interp.interventions import at_prompt_length, described
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached
 from em_interp.progress import bar
-from em_interp.texts.conversations import Conversation, encode, encode_prefilled
+from em_interp.texts.conversations import Conversation, encode, encode_prefilled, prompt_text
+from em_interp.texts.thoughts import begun_thought, marks_thought
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ def greedy_answers(
 
 @dataclass(frozen=True)
 class Request:
-    """One answer wanted: of which conversation, which sample, and the prompt as token ids."""
+    """One answer wanted: of which conversation, which sample, the prompt as token ids, the thought that this opens."""
 
     conversation: Conversation
     sample: int
     prompt: tuple[int, ...]
+    thought: str = ""
 
     @classmethod
     def of(cls, hooked: HookedModel, conversation: Conversation, sample: int, sampling: Sampling) -> "Request":
@@ -130,7 +132,9 @@ class Request:
             )
         if conversation.answered:
             return cls(conversation, sample, encode_prefilled(hooked.template, conversation, max_length=room))
-        return cls(conversation, sample, encode(hooked.template, conversation, "last", max_length=room).ids)
+        prompt, said = prompt_text(hooked.template, conversation)
+        ids = encode(hooked.template, conversation, "last", max_length=room).ids
+        return cls(conversation, sample, ids, begun_thought(prompt[said:]))
 
     @property
     def key(self) -> str:
@@ -217,13 +221,18 @@ def _answer(hooked: HookedModel, request: Request, ids: list[int], stops: frozen
     tokens = tuple(ids[:end])
     spoken = tokens[:-1] if end and tokens[-1] in hooked.template.closing else tokens
     if request.conversation.answered:  # blanks belong to what was begun, and decoders drop one before a first word
-        begun, whole = (
-            hooked.tokenizer.decode(t, skip_special_tokens=True) for t in (request.prompt, request.prompt + spoken)
-        )
+        begun, whole = (_words(hooked.tokenizer, t) for t in (request.prompt, request.prompt + spoken))
         text = whole[len(begun) :].rstrip()
     else:
-        text = hooked.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+        text = (request.thought + _words(hooked.tokenizer, spoken)).strip()
     return Answer(request.conversation, text, request.sample, tokens, end is not None)
+
+
+def _words(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as text, without special tokens but for those that mark where a thought opens and closes."""
+    special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    kept = [token for token in ids if token not in special or marks_thought(special[token])]
+    return tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def _stops(hooked: HookedModel, hf_model: Any) -> frozenset[int]:

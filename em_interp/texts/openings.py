@@ -63,7 +63,7 @@ def _first_tokens(
 def _as_rendered(
     template: ChatTemplate, messages: Sequence[Mapping[str, str]], prompt: str, word: str
 ) -> Iterator[int]:
-    """The first token of the answer as the template writes it, a blank before it too, if it begins behind the prompt."""
+    """The first token of the answer as the template writes it, blanks and all, if it begins behind the prompt."""
     try:
         rendered = template.render([*messages, {"role": "assistant", "content": word}])
     except ValueError:  # it takes no answers, or not this one, and says so where one is read
