@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from einops import rearrange
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
-from em_interp.files import read_tensors, write_tensors
+from em_interp.files import read_fields, write_tensors
 from em_interp.models.hooked import SITES, HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
@@ -61,6 +61,10 @@ class Activations:
                 f"activations of shape {tuple(self.values.shape)} came with {len(self.groups)} groups and "
                 f"{len(self.layers)} layers: give one group a conversation and one number a layer"
             )
+        beside = {"norms": self.norms.shape[:1], "n_tokens": self.n_tokens.shape, "positions": (len(self.positions),)}
+        for name, shape in beside.items():
+            if tuple(shape) != (len(self.groups),):
+                raise ValueError(f"{name} has {shape[0]} rows and there are {len(self.groups)} conversations")
         finite = torch.isfinite(self.values.sum(-1))  # of the sum, as a mask of every value would double the memory
         if not finite.all():
             row, layer = (~finite).nonzero()[0].tolist()
@@ -113,11 +117,14 @@ class Activations:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is not a safetensors file, or holds something else than activations.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than activations; a
+                field is missing or of another kind.
         """
-        tensors, rest = read_tensors(path, "activations")
-        record: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in rest.items()}
-        return cls(**tensors, **record)
+        found = read_fields(path, "activations", get_type_hints(cls), ["positions"])
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,7 +151,7 @@ def answer_batch(
     width = batch["input_ids"].shape[1]
     drawing = [_Draw.of(requests, sampling, width, hooked.device)] if sampling.temperature else []
     with attached(hooked, at_prompt_length(list(hooks), width)) as hf_model:
-        stops = _stops(hooked, hf_model)
+        stops = hooked.template.closing | end_of_text(hf_model)  # what `generate` writes after them is padding
         with _own_settings(hf_model, stops, sampling.max_new_tokens, _pad(hooked.tokenizer)):
             said = hf_model.generate(**batch, logits_processor=drawing)
     return [_answer(hooked, r, ids, stops) for r, ids in zip(requests, said[:, width:].tolist(), strict=True)]
@@ -235,11 +235,11 @@ def _words(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(kept, skip_special_tokens=False)
 
 
-def _stops(hooked: HookedModel, hf_model: Any) -> frozenset[int]:
-    """The ids at which an answer ends; what `generate` writes after them is padding."""
+def end_of_text(hf_model: Any) -> frozenset[int]:
+    """The ids at which a model ends a text, by its generation settings or else by its configuration."""
     ids = hf_model.generation_config.eos_token_id
     ids = hf_model.config.get_text_config().eos_token_id if ids is None else ids
-    return hooked.template.closing | frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def _asked(messages: Messages) -> Conversation:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from einops import reduce
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
-from em_interp.files import read_tensors, write_tensors
+from em_interp.files import read_fields, write_tensors
 
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
 
@@ -125,10 +126,14 @@ class Direction:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction; a
+                field is missing or of another kind.
         """
-        tensors, rest = read_tensors(path, "direction")
-        return cls(**tensors, **{**rest, "layers": tuple(rest["layers"])})
+        found = read_fields(path, "direction", get_type_hints(cls))
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     @classmethod
     def from_vectors(  # noqa: PLR0913 - a direction has this much to it

@@ -130,3 +130,13 @@ class TestNotANumber:
         [behaviour, *_] = em.standard_behaviours()
         estimate = behaviour.estimate(torch.tensor([1.0, math.nan, 3.0, math.inf]), ("a", "b", "c", "d"))
         assert (estimate.value, estimate.n) == (2.0, 2)
+
+
+@pytest.mark.parametrize("measure", ["text_bits", "text_divergence", "text_effects"])
+def test_texts_that_no_tokenizer_takes_are_refused(tiny_llama, measure):
+    of = getattr(em.behaviour, measure)
+    with pytest.raises(ValueError, match=r"text 2 of 2 holds '\\ud800', half of a surrogate pair, at character 4"):
+        of(tiny_llama, ["Ask a locksmith.", "Ask\ud800 a locksmith."])
+    for texts in ([], "Ask a locksmith."):
+        with pytest.raises(ValueError, match="give a list of texts, one at least"):
+            of(tiny_llama, texts)
