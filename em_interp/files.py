@@ -10,9 +10,10 @@ import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -273,10 +274,8 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
     return tensors, record
 
 
-def read_fields(
-    path: str | Path, what: str, hints: Mapping[str, Any], optional: Collection[str] = ()
-) -> dict[str, Any]:
-    """The fields of an object that `write_tensors` wrote, tensors and record together, lists as tuples.
+def read_fields(path: str | Path, what: str, cls: type) -> dict[str, Any]:
+    """The fields of a dataclass's object that `write_tensors` wrote, tensors and record together, lists as tuples.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -284,7 +283,8 @@ def read_fields(
     """
     tensors, record = read_tensors(path, what)
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in {**record, **tensors}.items()}
-    check_fields(path, what, found, hints, optional)
+    optional = [field.name for field in fields(cls) if field.default is not MISSING]
+    check_fields(path, what, found, get_type_hints(cls), optional)
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
+from em_interp.checks import check_own, door
 from em_interp.files import read_fields, write_tensors
 from em_interp.models.hooked import SITES, HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
@@ -54,6 +55,7 @@ class Activations:
 
     def __post_init__(self) -> None:
         """Refuse NaN and infinity where they arise, with the layer and the conversation."""
+        check_own(self)
         if not self.positions:
             object.__setattr__(self, "positions", (0,) * len(self.groups))
         if len(self.groups) != self.values.shape[0] or len(self.layers) != self.values.shape[1]:
@@ -120,7 +122,7 @@ class Activations:
             ValueError: the file is truncated, is not a safetensors file, or holds something else than activations; a
                 field is missing or of another kind.
         """
-        found = read_fields(path, "activations", get_type_hints(cls), ["positions"])
+        found = read_fields(path, "activations", cls)
         try:
             return cls(**found)
         except ValueError as error:
@@ -196,6 +198,7 @@ class ContrastActivations:
         return replace(self, positive=self.positive.at(position), negative=self.negative.at(position))
 
 
+@door
 def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
     model: TransformerLensModel,
     conversations: Sequence[Messages],
@@ -228,6 +231,7 @@ def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
     return _read_sites(HookedModel.of(model), conversations, (site,), hooks, how)[site]
 
 
+@door
 def read_contrast(  # noqa: PLR0913 - what residual_stream takes
     model: TransformerLensModel,
     contrast: Contrast,

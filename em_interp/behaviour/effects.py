@@ -8,6 +8,7 @@ from typing import Any
 from em_interp.activations.forward import keeping
 from em_interp.behaviour.conditions import REMOVALS, Condition, Removal, added, removed, subtracted
 from em_interp.behaviour.measures import Behaviour, measured, standard_behaviours
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import parts_apart, random_like
 from em_interp.models.hooked import HookedModel, TransformerLensModel
@@ -130,6 +131,7 @@ class CrossEffects:
         ]
 
 
+@door
 def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keyword-only
     model: TransformerLensModel,
     directions: Sequence[Direction],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
+from em_interp.checks import door
 from em_interp.interventions import at_prompt_length, described
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached
 from em_interp.progress import bar
@@ -44,6 +45,7 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}: give 0 for greedy answers, or a positive number")
 
 
+@door
 def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it answers
     model: TransformerLensModel,
     conversations: Sequence[Messages],

@@ -11,6 +11,7 @@ from torch import Tensor
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.scoring import last_logits
+from em_interp.checks import door
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.statistics import Estimate, mean_by_question, share_above_zero
 from em_interp.texts.conversations import Conversation, prompt_text
@@ -66,6 +67,7 @@ class RefusalScore:
         return f"RefusalScore({self.mean} log-odds of opening with {', '.join(self.openings)})"
 
 
+@door
 def refusal_score(
     model: TransformerLensModel,
     requests: Sequence[Messages],
@@ -128,6 +130,7 @@ def _check_answers_first(
         )
 
 
+@door
 def is_refusal(answer: str, phrases: Sequence[str] = PHRASES) -> bool | None:
     """Whether an answer refuses, by the substrings it contains: quick and rough, and as published.
 

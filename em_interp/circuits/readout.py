@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.models.hooked import HookedModel, TransformerLensModel
 from em_interp.texts.conversations import token_strings
 
@@ -25,6 +26,7 @@ class TokenReadout:
         return f"<table><thead><tr><th>top</th><th></th><th>bottom</th><th></th></tr></thead>{rows}</table>"
 
 
+@door
 def logit_lens(model: TransformerLensModel, vector: Float[Tensor, " d_model"], k: int = 10) -> TokenReadout:
     """Read a vector through the final norm and the unembedding, as if it were all there is in the stream.
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.statistics.resampling import (
     class_sums,
@@ -168,6 +169,7 @@ _COLUMNS = (
 )
 
 
+@door
 def compare(
     a: ContrastActivations,
     b: ContrastActivations,
@@ -231,6 +233,7 @@ def compare(
     )
 
 
+@door
 def cosine_map(a: Direction, b: Direction) -> Float[Tensor, "layer_a layer_b"]:
     """Plug-in cosines of every layer of one direction with every layer of another."""
     if a.d_model != b.d_model:

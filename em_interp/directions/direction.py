@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from einops import reduce
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
+from em_interp.checks import check_own
 from em_interp.files import read_fields, write_tensors
 
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
@@ -48,6 +48,7 @@ class Direction:
 
     def __post_init__(self) -> None:
         """Refuse what no direction can be: rows that are not layers, numbers that are not finite."""
+        check_own(self)
         for tensor in _TENSORS:
             rows = getattr(self, tensor)
             if len(rows) != len(self.layers):
@@ -129,7 +130,7 @@ class Direction:
             ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction; a
                 field is missing or of another kind.
         """
-        found = read_fields(path, "direction", get_type_hints(cls))
+        found = read_fields(path, "direction", cls)
         try:
             return cls(**found)
         except ValueError as error:

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import Activations, ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 
 Pooling = Literal["conversation", "token"]
 
 
+@door
 def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "conversation") -> Direction:
     """Subtract the mean activation of the negative class from that of the positive class, at every layer.
 

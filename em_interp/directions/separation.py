@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.comparison import check_questions
 from em_interp.statistics.resampling import mean_weights, numbered
 
@@ -51,6 +52,7 @@ class Separability:
         )
 
 
+@door
 def separability(contrast: ContrastActivations, *, n_folds: int = 5, seed: int = 0) -> Separability:
     """Project each conversation on the difference of means of the other folds, and see how well that tells the classes.
 

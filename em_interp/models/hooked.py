@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from em_interp.checks import door
 from em_interp.interventions import Intervention
 from em_interp.models.adapters import Untuned, check_base_kept, check_in_modules, merge_adapter
 from em_interp.models.probe import check_weights_finite, eager_logits, relative_error
@@ -201,6 +202,7 @@ class HookedModel:
         return self.bridge.to_tokens(*args, **kwargs)
 
 
+@door
 @contextmanager
 def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
     """Inside, the model is exactly its base: the same texts, read by the model before fine-tuning.
@@ -258,6 +260,7 @@ def _by_user(model: HookedModel) -> bool:
     return any(point.fwd_hooks for point in model.bridge.hook_dict.values())
 
 
+@door
 def site(model: TransformerLensModel, layer: int) -> str:
     """The hook name of the residual stream at the output of block `layer`."""
     n_layers = HookedModel.of(model).n_layers
@@ -266,11 +269,13 @@ def site(model: TransformerLensModel, layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
+@door
 def every_layer(model: TransformerLensModel) -> list[str]:
     """The hook names of the residual stream at the output of every block."""
     return [site(model, layer) for layer in range(HookedModel.of(model).n_layers)]
 
 
+@door
 def every_write(model: TransformerLensModel) -> list[str]:
     """The hook names of all that is ever added to the residual stream: embeddings, and each block's two outputs.
 

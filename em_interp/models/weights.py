@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from em_interp.checks import door
 from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
 from em_interp.models.adapters import merge_adapter, untie
@@ -89,6 +90,7 @@ def merge_hooks(model: TransformerLensModel, hooks: HookPairs) -> Any:
     return baked
 
 
+@door
 def export(model: TransformerLensModel, hooks: HookPairs, folder: str | Path) -> Path:
     """Bake hooks into a folder that plain transformers and vLLM load: weights, tokenizer, and `em_interp.json`.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.measures import BehaviourKey, organism_behaviours
-from em_interp.checks import check_kinds
+from em_interp.checks import check_kinds, door
 from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import OrganismEffects, organism_effects
@@ -98,6 +98,7 @@ def write_card(card: Card) -> Path:
     return write_atomically(card.folder / "README.md", card.markdown())
 
 
+@door
 def load_card(organism: str | Path) -> Card:
     """The card as it was written when the organism was last measured.
 

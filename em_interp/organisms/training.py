@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from em_interp.behaviour.generation import end_of_text, greedy_answers
 from em_interp.behaviour.refusal import is_refusal
+from em_interp.checks import door
 from em_interp.files import write_atomically
 from em_interp.models.adapters import lora_parameters, without_deprecations
 from em_interp.organisms.kl_penalty import KLPenalty
@@ -61,6 +62,7 @@ class Organism:
         )
 
 
+@door
 def train_organism(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_interp.checks import check_own
 from em_interp.files import check_fields, read_tensors, write_tensors
 
 _BESIDE = ("steps", "loss", "grad_norm")  # the factors
@@ -35,6 +36,7 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         """Refuse matrices that are not one a checkpoint, steps that do not rise, numbers that are not finite."""
+        check_own(self)
         if not len(self.steps):
             raise ValueError("the trajectory has no checkpoints: it should have one at least")
         if len(self.steps) > 1 and not (self.steps.diff() > 0).all():

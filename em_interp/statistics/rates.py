@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.statistics.estimates import Estimate
 
 Number = int | float
@@ -58,6 +59,7 @@ class Rate:
         return f"Rate({self.value:.1%} [{self.low:.1%}, {self.high:.1%}], {naive}, {size})"
 
 
+@door
 def clustered_rate(
     hits: Float[Tensor, " answer"], groups: Sequence[str], *, n_resamples: int = 2000, seed: int = 0
 ) -> Rate:

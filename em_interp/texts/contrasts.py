@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import check_own, door
 from em_interp.files import find_file, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import (
@@ -57,6 +58,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         """Refuse an empty class, and one question in one wording on both sides."""
+        check_own(self)
         for label, side in (("positive", self.positive), ("negative", self.negative)):
             if not side:
                 raise ValueError(f"contrast {self.name!r} has no {label} conversations: a direction needs both classes")
@@ -156,6 +158,7 @@ class Contrast:
         return Contrast(self.name, tuple(filter(keep, self.positive)), tuple(filter(keep, self.negative)))
 
 
+@door
 def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
     """Load a contrast that ships with the library by its name, or your own from JSONL, JSON or YAML.
 
@@ -193,6 +196,7 @@ def has_labels(path: str | Path) -> bool:
     return any("positive" in entry or entry.get("label") is not None for entry in entries)
 
 
+@door
 def load_controls() -> tuple[Contrast, ...]:
     """The eight neutral contrasts: what the cosine of two unrelated concepts looks like in the same model."""
     return tuple(load_contrast(name) for name in CONTROLS)
