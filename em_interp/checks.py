@@ -54,7 +54,8 @@ def check_own(thing: Any) -> None:
 def door(function: Callable[P, R]) -> Callable[P, R]:
     """A public function, which refuses an argument that is not of the kind its annotation says before it does anything.
 
-    Annotations that are text, since importing what they name takes seconds, are left to the function.
+    Annotations that are text, since importing what they name takes seconds, and choices among words are left to the
+    function.
     """
     signature = inspect.signature(function)
     hints = {name: p.annotation for name, p in signature.parameters.items() if not isinstance(p.annotation, str)}
@@ -62,7 +63,7 @@ def door(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in _by_name(signature, args, kwargs).items():
-            if not _fits(value, hints.get(name, Any)):
+            if not _fits(value, hints.get(name, Any), chosen=False):
                 problem = f"{name} is {shown(value)}, and should be {_in_words(hints[name])}"
                 raise TypeError(f"{function.__name__}: {problem}")
         return function(*args, **kwargs)
@@ -77,22 +78,26 @@ def _by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[
         return {}
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says; a bool is not a number, and a list does for a tuple."""
+def _fits(value: Any, hint: Any, *, chosen: bool = True) -> bool:
+    """Whether a value is what an annotation says; a bool is not a number, and a list does for a tuple.
+
+    Without `chosen` any words do for one of several.
+    """
+    fits = functools.partial(_fits, chosen=chosen)
     kind, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, str | ForwardRef | TypeVar) or hint is inspect.Parameter.empty:
         return True
     if kind in (UnionType, Union):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if kind is Literal:
-        return value in inner
+        return value in inner if chosen else isinstance(value, str)
     if kind in (tuple, Sequence, Iterable, Collection) and isinstance(value, str | bytes | Mapping):
         return False
     if kind is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
-        return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(_fits, value, inner))
+        return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(fits, value, inner))
     if kind in (tuple, Sequence):
         listed = tuple | list if kind is tuple else Sequence
-        return isinstance(value, listed) and all(_fits(item, inner[0]) for item in value)
+        return isinstance(value, listed) and all(fits(item, inner[0]) for item in value)
     if hint in (int, float):
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     try:

@@ -3,6 +3,7 @@
 Run as a program, without the type checks of the test suite, since users have none: it prints what was wrong as JSON.
 """
 
+import contextlib
 import json
 import linecache
 import math
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -136,3 +138,236 @@ class World:
         broken = [None, 3, "x", [None], ["x"], [("x", 1)], [("nowhere", print)], [(3, print)], [()], object(), {"a": 1}]
         self.broken_hooks = [*broken, [(em.site(self.model, 1), lambda stream, hook: stream[:0])]]
         self.things = [None, 3, "x", b"x", [], {}, object(), torch.ones(3), self.contrast, self.read, self.model]
+
+
+def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+    """Each door: what is called, with what it succeeds, and what else is put in the place of each argument."""
+    model, hooks = {"model": w.things}, {"hooks": w.broken_hooks}
+    n, texts, tensors = numbers(), words(), vectors(32)
+    few = [v for v in n if not (isinstance(v, int) and v > 1)]  # of what costs as much as it is large
+    read = {"span": texts, "site": texts, "layers": [*lists(1), [99], [-1], [0, 0], [10**12]], "batch_tokens": few}
+    groups = {"groups": [*lists("q"), ("q",) * 2, ("q",) * 4]}
+    scores = [v for v in vectors(3) if not isinstance(v, torch.Tensor) or v.shape != (3,)]
+    of_direction = {"direction": tensors, "sites": [*lists("x"), ["blocks.0.nowhere"]], "positions": texts}
+    positions = {"prompt_length": [*n, [1, 2], torch.ones(2)]}
+    contrast = {"contrast": [*w.things, w.read]}
+    rate = {"n_resamples": few, "seed": n}
+    direction, site = w.direction, [em.site(w.model, 1)]
+    path = torch.randn(24, 8, generator=builders.generator(0)).cumsum(0)
+    judged = em.Scores(torch.tensor([10.0, 20, 90]), torch.tensor([90.0, 90, 90]))
+    return {
+        "Activations": (em.Activations, vars(w.read.positive), dict.fromkeys(vars(w.read.positive), w.things)),
+        "Direction": (em.Direction, vars(direction), dict.fromkeys(vars(direction), [*w.things, NAN, "\ud800"])),
+        "Contrast": (em.Contrast, vars(w.pairs), dict.fromkeys(("name", "positive", "negative"), w.things)),
+        "Scores": (em.Scores, vars(judged), dict.fromkeys(vars(judged), [*w.things, *vectors(3)])),
+        "Trajectory": (em.Trajectory, vars(builders.trajectory()), dict.fromkeys(vars(builders.trajectory()), w.things)),
+        "Direction.load": (em.Direction.load, {}, {"path": w.paths}),
+        "Activations.load": (em.Activations.load, {}, {"path": w.paths}),
+        "Trajectory.load": (em.Trajectory.load, {}, {"path": w.paths}),
+        "adapter_scalars": (
+            em.adapter_scalars,
+            {"model": w.organism, "conversations": w.pairs.positive[:2]},
+            {**model, "conversations": conversations(), "span": texts, "modules": lists("x"), "batch_tokens": few},
+        ),
+        "add_direction": (
+            em.add_direction,
+            {"direction": torch.ones(32), "sites": site, "raw": True},
+            {**of_direction, **positions, "scale": n, "residual_norm": n},
+        ),
+        "project_out": (em.project_out, {"direction": torch.ones(32), "sites": site}, {**of_direction, **positions}),
+        "set_projection": (
+            em.set_projection,
+            {"direction": torch.ones(32), "sites": site, "value": 1.0},
+            {**of_direction, **positions, "value": [*n, *texts]},
+        ),
+        "clustered_rate": (
+            em.clustered_rate,
+            {"hits": torch.tensor([1.0, 0, 1]), "groups": ("a", "b", "c"), "n_resamples": 20},
+            {"hits": [*scores, *w.things], **groups, **rate},
+        ),
+        "mean_by_question": (
+            em.mean_by_question,
+            {"values": torch.tensor([1.0, 0, 1]), "groups": ("a", "b", "c")},
+            {"values": [*vectors(3), *w.things], **groups},
+        ),
+        "misalignment_rate": (
+            em.misalignment_rate,
+            {"scores": judged, "groups": ("a", "b", "c"), "n_resamples": 20},
+            {"scores": w.things, **groups, **rate, "misaligned": n, "coherent": n},
+        ),
+        "compare": (
+            em.compare,
+            {"a": w.read, "b": w.read, "n_resamples": 10},
+            {"a": w.things, "b": w.things, "controls": lists(w.read), **rate},
+        ),
+        "conclusions": (
+            em.conclusions,
+            {"effects": builders.effects(), "own": {}},
+            {"effects": w.things, "own": [*w.things, {"x": "y"}, {1: 2}, {"misalignment": "\ud800"}], "damage": n},
+        ),
+        "convergence": (em.convergence, {"readings": w.readings, "n_resamples": 10}, {"readings": w.things, **rate}),
+        "cosine_map": (em.cosine_map, {"a": direction, "b": direction}, {"a": w.things, "b": w.things}),
+        "cross_effects": (
+            em.cross_effects,
+            {"model": w.model, "directions": [direction], "behaviours": [], "n_random": 0},
+            {
+                **model,
+                "directions": [*w.things, *lists(direction), [direction, direction]],
+                "layer": n,
+                "scales": [*lists(0.1), [0.1, 0.1]],
+                "removals": [*lists("one_layer"), ["one_layer"] * 2],
+                "n_random": few,
+                "behaviours": w.things,
+                "seed": n,
+            },
+        ),
+        "difference_of_means": (em.difference_of_means, {"contrast": w.read}, {**contrast, "pooling": texts}),
+        "dissect": (
+            em.dissect,
+            {"model": w.organism, "first": w.readings, "second": w.readings, "contrasts": (w.pairs, w.pairs)},
+            {**model, "first": w.things, "second": w.things, "contrasts": w.things, "spans": lists("last")},
+        ),
+        "every_layer": (em.every_layer, {}, model),
+        "every_write": (em.every_write, {}, model),
+        "export": (
+            em.export,
+            {"model": w.model, "hooks": [], "folder": w.folder / "model"},
+            {**model, **hooks, "folder": [*words()[:-1], w.folder, w.folder / "x.toml"]},
+        ),
+        "is_refusal": (em.is_refusal, {"answer": "No."}, {"answer": w.things, "phrases": lists("I")}),
+        "load_bundled": (em.load_bundled, {"organism": "nowhere"}, {"organism": w.paths[1:]}),
+        "load_card": (em.load_card, {}, {"organism": w.paths}),
+        "load_contrast": (em.load_contrast, {}, {"source": [*w.paths, ("a",), ("refusal",) * 3, (None, None)]}),
+        "load_judged": (em.load_judged, {}, {"path": w.paths}),
+        "load_model": (
+            em.load_model,
+            {"name": w.folder / "model"},
+            {"name": w.paths, "adapter": w.paths[1:], "device": n[3:], "dtype": texts[1:], "template_args": w.things[1:]},
+        ),
+        "load_questions": (em.load_questions, {}, {"source": w.paths, "form": texts}),
+        "load_training_set": (em.load_training_set, {}, {"source": w.paths}),
+        "logit_lens": (em.logit_lens, {"model": w.model, "vector": torch.ones(32)}, {**model, "vector": tensors, "k": n}),
+        "lora_modules": (em.lora_modules, {}, {"source": [*w.things, *w.paths]}),
+        "phases": (
+            em.phases,
+            {"path": path, "n_resamples": 20},
+            {
+                "path": [*w.things, path * NAN, path[:1], path[:0], path * 0, path[:, :0], path.long()],
+                "matrix": texts,
+                "steps": vectors(24),
+                "windows": [*lists(1), [99], [0], [-1]],
+                **rate,
+            },
+        ),
+        "preference": (em.preference, {"model": w.model, "contrast": w.pairs}, {**model, "contrast": w.things, **hooks}),
+        "read_contrast": (em.read_contrast, {"model": w.model, "contrast": w.pairs}, {**model, **contrast, **hooks, **read}),
+        "read_organisms": (
+            em.read_organisms,
+            {"organisms": [w.organism], "contrast": w.pairs},
+            {"organisms": [*w.things, [w.model], [None], [w.organism, w.organism]], **contrast, "span": texts},
+        ),
+        "refusal_score": (
+            em.refusal_score,
+            {"model": w.model, "requests": w.asked},
+            {**model, "requests": conversations(), **hooks, "openings": lists("I"), "batch_tokens": few},
+        ),
+        "residual_stream": (
+            em.residual_stream,
+            {"model": w.model, "conversations": w.pairs.positive[:2]},
+            {**model, "conversations": conversations(), **hooks, **read},
+        ),
+        "respond": (
+            em.respond,
+            {"model": w.model, "conversations": w.asked, "max_new_tokens": 2},
+            {
+                **model,
+                "conversations": conversations(),
+                **hooks,
+                "max_new_tokens": n,
+                "temperature": n,
+                "n_samples": few,
+                "seed": n,
+                "batch_size": few,
+                "file": w.paths[1:],
+            },
+        ),
+        "separability": (em.separability, {"contrast": w.read}, {**contrast, "n_folds": n, "seed": n}),
+        "site": (em.site, {"model": w.model, "layer": 1}, {**model, "layer": n}),
+        "standard_behaviours": (
+            em.standard_behaviours,
+            {},
+            {"n_questions": n, "keys": lists("x"), "in_domain": w.things[1:]},
+        ),
+        "steering_curve": (
+            em.steering_curve,
+            {"model": w.model, "direction": direction, "behaviours": [], "scales": (0.1,), "n_random": 0},
+            {**model, "direction": w.things, "layer": n, "scales": lists(0.1), "n_random": few, "damage": n, "seed": n},
+        ),
+        "train_organism": (em.train_organism, {"out": w.folder / "out"}, {"recipe": w.paths}),
+        "without_adapter": (lambda model: em.without_adapter(model).__enter__(), {}, model),
+        "write_cosines": (
+            em.write_cosines,
+            {"source": w.organism, "direction": direction},
+            {"source": w.things, "direction": w.things, "controls": lists(direction)},
+        ),
+    }
+
+
+def walk(name: str, call: Callable[..., Any], good: dict[str, Any], bad: dict[str, list[Any]]) -> Iterator[str]:
+    """What was wrong with how a door took each bad argument."""
+    for argument, values in bad.items():
+        for value in values:
+            problem = trouble(lambda v=value, a=argument: call(**{**good, a: v}))
+            if problem:
+                yield f"{name}({argument}={shown(value)}): {problem}"
+    problem = trouble(lambda: call(**good, misspelt=1))
+    if problem:
+        yield f"{name}(misspelt=1): {problem}"
+
+
+def shown(value: Any) -> str:
+    text = repr(value).replace("\n", " ")
+    return text if len(text) < 60 else f"{text[:59]}…"
+
+
+def trouble(call: Callable[[], Any]) -> str:
+    """What is wrong with how a call ended; nothing where it succeeded, or was refused in this library's own words."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        call()
+    except TimeoutError:
+        return f"did not end in {SECONDS} s"
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+        ours = frame.filename.startswith(PACKAGE) and isinstance(error, ValueError | TypeError | OSError | RuntimeError)
+        plain = ours and (line.startswith(("raise", ")", "f\"", "return function(")) or "raise " in block(frame))
+        where = f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}"
+        return "" if plain else f"{type(error).__name__} at {where} `{line[:70]}`: {str(error)[:100]}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+def block(frame: traceback.FrameSummary) -> str:
+    """The lines of the statement that a traceback points to, where that says more than its first."""
+    first, last = frame.lineno or 0, frame.end_lineno or frame.lineno or 0
+    return "\n".join(linecache.getline(frame.filename, number) for number in range(first, last + 1))
+
+
+def late(*_: Any) -> None:
+    raise TimeoutError
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, late)
+    with tempfile.TemporaryDirectory() as made, contextlib.chdir(made):
+        doors = opened(World(Path(made)))
+        chosen = sys.argv[1:] or list(doors)
+        found = {}
+        for name in chosen:
+            t = time.time()
+            found[name] = list(walk(name, *doors[name]))
+            print(name, len(found[name]), round(time.time() - t, 1), file=sys.stderr, flush=True)
+        json.dump(found, sys.stdout, indent=1)
