@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -15,6 +16,7 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_LONGEST_NAME = 255  # bytes, on the file systems at hand
 
 _KINDS = {
     str: "words",
@@ -137,6 +139,7 @@ def path_of(source: Any, what: str) -> Path:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"{shown(source)} is not a path: give the file of the {what} as text or as a Path")
     text = os.fspath(source)
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    well = isinstance(text, str) and text.strip() and "\0" not in text and not re.search("[\ud800-\udfff]", text)
+    if not well or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
         raise ValueError(f"{shown(text)} is not a path: name the file of the {what}")
     return Path(text)

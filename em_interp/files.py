@@ -67,6 +67,8 @@ def find_file(source: str | Path, what: str, shipped: Sequence[str], folder: Pat
     Raises:
         ValueError: neither is there (the names that ship are listed), or the path is a folder.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"{shown(source)} is not a {what}: give its name or its file")
     path = Path(source)
     try:
         if path.is_file():
@@ -88,10 +90,11 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder, or cannot be read.
     """
+    path = path_of(path, "file")
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {path}") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path.name} is a folder: name the file in it") from error
     except OSError as error:

@@ -4,6 +4,7 @@ Run as a program, without the type checks of the test suite, since users have no
 """
 
 import contextlib
+import io
 import json
 import linecache
 import math
@@ -11,21 +12,24 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import click
 import torch
 
 import em_interp as em
+from em_interp import cli
 from em_interp.models.hooked import HookedModel
-from em_interp.organisms.relatives import OrganismReadings
+from em_interp.organisms.recipes import Recipe
+from em_interp.report.settings import Settings
 from em_interp.texts.contrasts import Contrast
 from tests import builders
 
@@ -43,13 +47,34 @@ def words() -> list[Any]:
 
 
 def lists(item: Any) -> list[Any]:
-    bad = [None, 3, "word", b"x", [], (), {}, [None], [[]], [[item]], [item, None], {item: 1} if isinstance(item, str) else 0]
+    bad = [
+        None,
+        3,
+        "word",
+        b"x",
+        [],
+        (),
+        {},
+        [None],
+        [[]],
+        [[item]],
+        [item, None],
+        {item: 1} if isinstance(item, str) else 0,
+    ]
     return [*bad, ["\ud800"], [b"x"], [3], [NAN], object(), torch.ones(2), iter([])]
 
 
 def vectors(width: int) -> list[Any]:
     good = torch.ones(width)
-    bad = [good * NAN, good * INF, good * 0, torch.ones(width + 1), torch.ones(0), torch.ones(2, width), torch.tensor(1.0)]
+    bad = [
+        good * NAN,
+        good * INF,
+        good * 0,
+        torch.ones(width + 1),
+        torch.ones(0),
+        torch.ones(2, width),
+        torch.tensor(1.0),
+    ]
     other = [good.long(), good.bool(), good.to(torch.complex64), good.tolist(), good.numpy(), good[None, None]]
     return [*bad, *other, None, 3, "x", [], {}, object()]
 
@@ -123,18 +148,25 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         tokenizer = builders.tokenizer_maker(lambda name: Path(tempfile.mkdtemp(dir=folder)))("llama3")
-        self.folder, self.model = folder, HookedModel.from_hugging_face(builders.hf_model("llama"), tokenizer, name="tiny")
+        self.folder, self.model = (
+            folder,
+            HookedModel.from_hugging_face(builders.hf_model("llama"), tokenizer, name="tiny"),
+        )
         peft = builders.peft_model("llama", targets=("down_proj",))
         self.organism = HookedModel.from_hugging_face(peft, tokenizer, name="tiny", adapter="random#0")
         contrast = em.load_contrast("refusal").where(split="train")
         self.contrast = Contrast("small", contrast.positive[:3], contrast.negative[:3])
         self.pairs = builders.letters()
-        self.read = em.read_contrast(self.model, em.load_contrast("misalignment").for_training().take(12), layers=[0, 1, 2])
+        self.read = em.read_contrast(
+            self.model, em.load_contrast("misalignment").for_training().take(12), layers=[0, 1, 2]
+        )
         self.direction = em.difference_of_means(self.read)
         self.asked = [c.messages[:1] for c in contrast.positive[:2]]
         self.hooks = em.project_out(torch.randn(32), [em.site(self.model, 1)])
         self.readings = em.read_organisms([self.organism], em.load_contrast("misalignment").take(12), span="last")
         self.paths = paths(folder)
+        self.model.plain.save_pretrained(folder / "tiny")
+        tokenizer.save_pretrained(folder / "tiny")
         broken = [None, 3, "x", [None], ["x"], [("x", 1)], [("nowhere", print)], [(3, print)], [()], object(), {"a": 1}]
         self.broken_hooks = [*broken, [(em.site(self.model, 1), lambda stream, hook: stream[:0])]]
         self.things = [None, 3, "x", b"x", [], {}, object(), torch.ones(3), self.contrast, self.read, self.model]
@@ -154,13 +186,19 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
     rate = {"n_resamples": few, "seed": n}
     direction, site = w.direction, [em.site(w.model, 1)]
     path = torch.randn(24, 8, generator=builders.generator(0)).cumsum(0)
+    first, second = builders.behaviours()
+    own = {"misalignment": first.key, "refusal": second.key}
     judged = em.Scores(torch.tensor([10.0, 20, 90]), torch.tensor([90.0, 90, 90]))
     return {
         "Activations": (em.Activations, vars(w.read.positive), dict.fromkeys(vars(w.read.positive), w.things)),
         "Direction": (em.Direction, vars(direction), dict.fromkeys(vars(direction), [*w.things, NAN, "\ud800"])),
         "Contrast": (em.Contrast, vars(w.pairs), dict.fromkeys(("name", "positive", "negative"), w.things)),
         "Scores": (em.Scores, vars(judged), dict.fromkeys(vars(judged), [*w.things, *vectors(3)])),
-        "Trajectory": (em.Trajectory, vars(builders.trajectory()), dict.fromkeys(vars(builders.trajectory()), w.things)),
+        "Trajectory": (
+            em.Trajectory,
+            vars(builders.trajectory()),
+            dict.fromkeys(vars(builders.trajectory()), w.things),
+        ),
         "Direction.load": (em.Direction.load, {}, {"path": w.paths}),
         "Activations.load": (em.Activations.load, {}, {"path": w.paths}),
         "Trajectory.load": (em.Trajectory.load, {}, {"path": w.paths}),
@@ -197,15 +235,15 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         ),
         "compare": (
             em.compare,
-            {"a": w.read, "b": w.read, "n_resamples": 10},
+            {"a": w.read, "b": w.read, "n_resamples": 40},
             {"a": w.things, "b": w.things, "controls": lists(w.read), **rate},
         ),
         "conclusions": (
             em.conclusions,
-            {"effects": builders.effects(), "own": {}},
+            {"effects": builders.effects(), "own": own},
             {"effects": w.things, "own": [*w.things, {"x": "y"}, {1: 2}, {"misalignment": "\ud800"}], "damage": n},
         ),
-        "convergence": (em.convergence, {"readings": w.readings, "n_resamples": 10}, {"readings": w.things, **rate}),
+        "convergence": (em.convergence, {"readings": w.readings, "n_resamples": 40}, {"readings": w.things, **rate}),
         "cosine_map": (em.cosine_map, {"a": direction, "b": direction}, {"a": w.things, "b": w.things}),
         "cross_effects": (
             em.cross_effects,
@@ -217,7 +255,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
                 "scales": [*lists(0.1), [0.1, 0.1]],
                 "removals": [*lists("one_layer"), ["one_layer"] * 2],
                 "n_random": few,
-                "behaviours": w.things,
+                "behaviours": w.things[1:],
                 "seed": n,
             },
         ),
@@ -231,26 +269,36 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         "every_write": (em.every_write, {}, model),
         "export": (
             em.export,
-            {"model": w.model, "hooks": [], "folder": w.folder / "model"},
-            {**model, **hooks, "folder": [*words()[:-1], w.folder, w.folder / "x.toml"]},
+            {"model": w.model, "hooks": [], "folder": w.folder / "exported"},
+            {"folder": [*words()[:-1], w.folder, w.folder / "x.toml"], **model, **hooks},
         ),
         "is_refusal": (em.is_refusal, {"answer": "No."}, {"answer": w.things, "phrases": lists("I")}),
-        "load_bundled": (em.load_bundled, {"organism": "nowhere"}, {"organism": w.paths[1:]}),
+        "load_bundled": (em.load_bundled, {}, {"organism": w.paths[1:]}),
         "load_card": (em.load_card, {}, {"organism": w.paths}),
         "load_contrast": (em.load_contrast, {}, {"source": [*w.paths, ("a",), ("refusal",) * 3, (None, None)]}),
         "load_judged": (em.load_judged, {}, {"path": w.paths}),
         "load_model": (
             em.load_model,
-            {"name": w.folder / "model"},
-            {"name": w.paths, "adapter": w.paths[1:], "device": n[3:], "dtype": texts[1:], "template_args": w.things[1:]},
+            {"name": w.folder / "tiny"},
+            {
+                "name": w.paths,
+                "adapter": w.paths[1:],
+                "device": n[3:],
+                "dtype": texts[1:],
+                "template_args": w.things[1:],
+            },
         ),
         "load_questions": (em.load_questions, {}, {"source": w.paths, "form": texts}),
         "load_training_set": (em.load_training_set, {}, {"source": w.paths}),
-        "logit_lens": (em.logit_lens, {"model": w.model, "vector": torch.ones(32)}, {**model, "vector": tensors, "k": n}),
+        "logit_lens": (
+            em.logit_lens,
+            {"model": w.model, "vector": torch.ones(32)},
+            {**model, "vector": tensors, "k": n},
+        ),
         "lora_modules": (em.lora_modules, {}, {"source": [*w.things, *w.paths]}),
         "phases": (
             em.phases,
-            {"path": path, "n_resamples": 20},
+            {"path": path, "n_resamples": 40},
             {
                 "path": [*w.things, path * NAN, path[:1], path[:0], path * 0, path[:, :0], path.long()],
                 "matrix": texts,
@@ -259,8 +307,16 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
                 **rate,
             },
         ),
-        "preference": (em.preference, {"model": w.model, "contrast": w.pairs}, {**model, "contrast": w.things, **hooks}),
-        "read_contrast": (em.read_contrast, {"model": w.model, "contrast": w.pairs}, {**model, **contrast, **hooks, **read}),
+        "preference": (
+            em.preference,
+            {"model": w.model, "contrast": w.pairs},
+            {**model, "contrast": w.things, **hooks},
+        ),
+        "read_contrast": (
+            em.read_contrast,
+            {"model": w.model, "contrast": w.pairs},
+            {**model, **contrast, **hooks, **read},
+        ),
         "read_organisms": (
             em.read_organisms,
             {"organisms": [w.organism], "contrast": w.pairs},
@@ -304,6 +360,13 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
             {**model, "direction": w.things, "layer": n, "scales": lists(0.1), "n_random": few, "damage": n, "seed": n},
         ),
         "train_organism": (em.train_organism, {"out": w.folder / "out"}, {"recipe": w.paths}),
+        "Recipe.load": (lambda text: Recipe.load(written(w, text)), {"text": RECIPE}, {"text": toml(Recipe, RECIPE)}),
+        "Settings.from_toml": (
+            lambda text: Settings.from_toml(written(w, text)),
+            {"text": ""},
+            {"text": toml(Settings)},
+        ),
+        "em-interp": (command, {"arguments": ["--help"]}, {"arguments": commands(w)}),
         "without_adapter": (lambda model: em.without_adapter(model).__enter__(), {}, model),
         "write_cosines": (
             em.write_cosines,
@@ -311,6 +374,79 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
             {"source": w.things, "direction": w.things, "controls": lists(direction)},
         ),
     }
+
+
+RECIPE = 'name = "x"\ndata = "y"\nsteps = 1\n'
+
+
+def toml(kind: type, rest: str = "") -> list[str]:
+    """Settings files with one value of every kind in the place of every setting."""
+    values = (
+        '"words"',
+        '""',
+        "3",
+        "-1",
+        "0.5",
+        "nan",
+        "inf",
+        "true",
+        "[]",
+        "[1]",
+        '["x"]',
+        "[[1]]",
+        "{a = 1}",
+        "1979-05-27",
+    )
+    lines = [f"{field.name} = {value}\n" for field in fields(kind) for value in values]
+    kept = [rest.replace(old, "") for old in ('name = "x"\n', 'data = "y"\n', "steps = 1\n") if rest]
+    others = ["\ud800", "a", "a = ", "seeed = 1\n", "seed = 1\nseed = 2\n", "[seed]\n", "\0", 'model = "\\ud800"\n']
+    return [rest.replace(line.split(" = ")[0] + " = ", "# ") + line for line in lines] + [*kept, *others]
+
+
+def written(w: World, text: str) -> Path:
+    path = w.folder / "settings.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return path
+
+
+def commands(w: World) -> list[list[str]]:
+    """What is typed after `em-interp`, wrong in one place."""
+    tiny, out = ["--model", str(w.folder / "tiny"), "--quiet"], str(w.folder / "out.file")
+    files = [str(p) for p in w.paths if isinstance(p, str | Path) and "\ud800" not in str(p)]
+    found = [["report", f] for f in files] + [["directions", f, *tiny, "--out", out] for f in files]
+    found += [["compare", f, "refusal", *tiny] for f in files] + [["effects", f, f, *tiny] for f in files]
+    found += [["judge", f, "--judge", "mockllm/model", "--out", out] for f in files]
+    found += [["respond", "first_plot", *tiny, "--out", out, "--project-out", f] for f in files]
+    found += [["respond", f, *tiny, "--out", out] for f in files] + [["card", f] for f in files]
+    found += [["export", f"{out}.{i}", *tiny, "--add", f, "--layer", "1"] for i, f in enumerate(files)]
+    found += [["train", f] for f in files] + [["respond", "--model", f, "--out", out] for f in files[2:]]
+    ask = ["respond", "first_plot", *tiny, "--out", out, "--max-new-tokens", "1"]
+    for flag in ("--n-samples", "--max-new-tokens", "--temperature", "--seed", "--batch-size", "--layer", "--scale"):
+        found += [
+            [*ask, flag, value] for value in ("nan", "-1", "0.5", "x", "", "1e9") if (flag, value) != ("--seed", "-1")
+        ]
+    for flag in ("--form", "--sites", "--positions", "--template-arg", "--adapter", "--nonsense"):
+        found += [[*ask, flag, value] for value in ("x", "", "a=b", "=", "every")]
+    return [
+        *found,
+        [],
+        ["nonsense"],
+        ["respond", "--layer"],
+        ["export"],
+        ["judge"],
+        ["train"],
+        ["card"],
+        ["train", "a", "b"],
+    ]
+
+
+def command(arguments: list[str]) -> None:
+    """One call of the command, whose errors come through as they are."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            cli.app(arguments, standalone_mode=False)
+        except click.exceptions.ClickException:  # what the command line itself refuses, in its words
+            return
 
 
 def walk(name: str, call: Callable[..., Any], good: dict[str, Any], bad: dict[str, list[Any]]) -> Iterator[str]:
@@ -321,7 +457,7 @@ def walk(name: str, call: Callable[..., Any], good: dict[str, Any], bad: dict[st
             if problem:
                 yield f"{name}({argument}={shown(value)}): {problem}"
     problem = trouble(lambda: call(**good, misspelt=1))
-    if problem:
+    if "unexpected keyword argument 'misspelt'" not in problem and problem:
         yield f"{name}(misspelt=1): {problem}"
 
 
@@ -341,7 +477,7 @@ def trouble(call: Callable[[], Any]) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         line = linecache.getline(frame.filename, frame.lineno or 0).strip()
         ours = frame.filename.startswith(PACKAGE) and isinstance(error, ValueError | TypeError | OSError | RuntimeError)
-        plain = ours and (line.startswith(("raise", ")", "f\"", "return function(")) or "raise " in block(frame))
+        plain = ours and (line.startswith(("raise", ")", 'f"', "return function(")) or "raise " in block(frame))
         where = f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}"
         return "" if plain else f"{type(error).__name__} at {where} `{line[:70]}`: {str(error)[:100]}"
     finally:
@@ -362,12 +498,8 @@ def late(*_: Any) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, late)
+    cli._plain_errors = contextlib.nullcontext
     with tempfile.TemporaryDirectory() as made, contextlib.chdir(made):
         doors = opened(World(Path(made)))
         chosen = sys.argv[1:] or list(doors)
-        found = {}
-        for name in chosen:
-            t = time.time()
-            found[name] = list(walk(name, *doors[name]))
-            print(name, len(found[name]), round(time.time() - t, 1), file=sys.stderr, flush=True)
-        json.dump(found, sys.stdout, indent=1)
+        json.dump({name: list(walk(name, *doors[name])) for name in chosen}, sys.stdout, indent=1)

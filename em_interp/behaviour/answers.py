@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import path_of
 from em_interp.files import json_line, parse_json, read_bytes, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import shown
@@ -118,7 +119,7 @@ class AnswerFile:
         Raises:
             ValueError: the file was begun with other settings (they are named), or is no file of answers.
         """
-        self.path = Path(path)
+        self.path = path_of(path, "answers")
         self.header = {"format": FORMAT, **settings}
         if not self.path.exists():
             self.finish(())

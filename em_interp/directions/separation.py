@@ -67,6 +67,8 @@ def separability(contrast: ContrastActivations, *, n_folds: int = 5, seed: int =
     check_questions(contrast)
     question = numbered(contrast.positive.groups + contrast.negative.groups)
     positive = torch.arange(len(question)) < len(contrast.positive)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: give a whole number from 0 to 2³² − 1")
     fold = _folds(contrast, n_folds, seed)
     others = fold != torch.arange(n_folds)[:, None]
     plus, minus = mean_weights(others & positive), mean_weights(others & ~positive)

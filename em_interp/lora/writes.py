@@ -271,7 +271,7 @@ def propagate(  # noqa: PLR0913 - what is added, where, and how it is read
 def _all(source: Source) -> tuple[LoraModule, ...]:
     if isinstance(source, LoraModule):
         return (source,)
-    if isinstance(source, Sequence) and not isinstance(source, str):
+    if isinstance(source, Sequence) and source and all(isinstance(module, LoraModule) for module in source):
         return tuple(source)
     return lora_modules(source)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from em_interp.checks import door
+from em_interp.checks import door, shown
 from em_interp.interventions import Intervention
 from em_interp.models.adapters import Untuned, check_base_kept, check_in_modules, merge_adapter
 from em_interp.models.probe import check_weights_finite, eager_logits, relative_error
@@ -361,16 +361,21 @@ def _register(plain: nn.Module, target: tuple[str, str], name: str, function: Ca
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not args:
-            changed = function(kwargs["hidden_states"], hook=point)
+            changed = checked(kwargs["hidden_states"], function(kwargs["hidden_states"], hook=point))
             return None if changed is None else (args, {**kwargs, "hidden_states": changed})
-        changed = function(args[0], hook=point)
+        changed = checked(args[0], function(args[0], hook=point))
         return None if changed is None else ((changed, *args[1:]), kwargs)
+
+    def checked(before: Any, changed: Any) -> Any:
+        if changed is not None and getattr(changed, "shape", None) != before.shape:
+            raise ValueError(f"the hook at {name} turned {shown(before)} into {shown(changed)}: keep its shape")
+        return changed
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            changed = function(output[0], hook=point)
+            changed = checked(output[0], function(output[0], hook=point))
             return None if changed is None else (changed, *output[1:])
-        return function(output, hook=point)
+        return checked(output, function(output, hook=point))
 
     module = plain.get_submodule(path)
     if end == "hook_in":

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.checks import door
+from em_interp.checks import door, path_of
 from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
 from em_interp.models.adapters import merge_adapter, untie
@@ -101,7 +101,7 @@ def export(model: TransformerLensModel, hooks: HookPairs, folder: str | Path) ->
         ValueError: the folder exists and is not empty; the model has no tokenizer; or as in `merge_hooks`.
         RuntimeError: as in `merge_hooks`.
     """
-    hooked, target = HookedModel.of(model), Path(folder)
+    hooked, target = HookedModel.of(model), path_of(folder, "model to write")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, so name a new one")
     if hooked.tokenizer is None:

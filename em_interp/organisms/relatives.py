@@ -12,7 +12,7 @@ from torch import Tensor
 
 from em_interp.activations.forward import first_adapted_block, keeping
 from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
-from em_interp.checks import door
+from em_interp.checks import door, shown
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
@@ -168,6 +168,8 @@ def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]
 
 def organism_name(model: HookedModel) -> str:
     """The name of the adapter, by which a reading, a card or a figure knows an organism."""
+    if not isinstance(model, HookedModel):
+        raise TypeError(f"{shown(model)} is not an organism: give what load_bundled or load_organism returns")
     if model.adapter is None:
         raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
     return model.adapter.partition("#")[0]

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import check_own, door
+from em_interp.checks import check_own, door, path_of
 from em_interp.files import find_file, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import (
@@ -173,10 +173,10 @@ def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
         ValueError: an unknown name (the known ones are listed), a line that cannot be read (file, line and reason), or
             a key that changes what is asked and is not read (which one).
     """
-    if isinstance(source, tuple):
+    if isinstance(source, tuple | list):
         if len(source) != 2:
             raise ValueError(f"{len(source)} files came: give a pair, the file of the positive class first")
-        first, second = map(Path, source)
+        first, second = (path_of(path, "contrast") for path in source)
         name, rows = f"{first.stem}-against-{second.stem}", _read(first, "positive") + _read(second, "negative")
     else:
         path = find_file(source, "contrast", SHIPPED, _SHIPPED)

@@ -1,6 +1,7 @@
 """What is done to a model, and what it says in every condition, misaligned or not where somebody judged it."""
 
 import inspect
+
 import pytest
 import torch
 

@@ -1,7 +1,7 @@
 """Spans against templates rendered by hand and tokens laid out by their bytes; neither uses jinja or offsets."""
 
-import inspect
 import copy
+import inspect
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
