@@ -22,7 +22,6 @@ from typing import Any
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import click
 import torch
 
 import em_interp as em
@@ -191,9 +190,9 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
     judged = em.Scores(torch.tensor([10.0, 20, 90]), torch.tensor([90.0, 90, 90]))
     return {
         "Activations": (em.Activations, vars(w.read.positive), dict.fromkeys(vars(w.read.positive), w.things)),
-        "Direction": (em.Direction, vars(direction), dict.fromkeys(vars(direction), [*w.things, NAN, "\ud800"])),
+        "Direction": (em.Direction, vars(direction), {key: [*w.things, NAN, "�"] for key in vars(direction)}),
         "Contrast": (em.Contrast, vars(w.pairs), dict.fromkeys(("name", "positive", "negative"), w.things)),
-        "Scores": (em.Scores, vars(judged), dict.fromkeys(vars(judged), [*w.things, *vectors(3)])),
+        "Scores": (em.Scores, vars(judged), {key: [*w.things, *vectors(3)] for key in vars(judged)}),
         "Trajectory": (
             em.Trajectory,
             vars(builders.trajectory()),
@@ -412,8 +411,19 @@ def written(w: World, text: str) -> Path:
 def commands(w: World) -> list[list[str]]:
     """What is typed after `em-interp`, wrong in one place."""
     tiny, out = ["--model", str(w.folder / "tiny"), "--quiet"], str(w.folder / "out.file")
-    files = [str(p) for p in w.paths if isinstance(p, str | Path) and "\ud800" not in str(p)]
-    found = [["report", f] for f in files] + [["directions", f, *tiny, "--out", out] for f in files]
+    names = (
+        "nonsense",
+        "empty.jsonl",
+        "torn.jsonl",
+        "bytes.jsonl",
+        "short.csv",
+        "x.toml",
+        "x.safetensors",
+        "model",
+        "card",
+    )
+    files = ["", "nonsense", "a\0b", "x" * 300, *(str(w.folder / name) for name in names)]
+    found = [["report", f] for f in files if "empty" not in f] + [["directions", f, *tiny, "--out", out] for f in files]
     found += [["compare", f, "refusal", *tiny] for f in files] + [["effects", f, f, *tiny] for f in files]
     found += [["judge", f, "--judge", "mockllm/model", "--out", out] for f in files]
     found += [["respond", "first_plot", *tiny, "--out", out, "--project-out", f] for f in files]
@@ -445,8 +455,9 @@ def command(arguments: list[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             cli.app(arguments, standalone_mode=False)
-        except click.exceptions.ClickException:  # what the command line itself refuses, in its words
-            return
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what the command line itself refuses has words of its own
+                raise
 
 
 def walk(name: str, call: Callable[..., Any], good: dict[str, Any], bad: dict[str, list[Any]]) -> Iterator[str]:
@@ -498,8 +509,12 @@ def late(*_: Any) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, late)
-    cli._plain_errors = contextlib.nullcontext
+    cli._plain_errors, load = contextlib.nullcontext, cli._load
     with tempfile.TemporaryDirectory() as made, contextlib.chdir(made):
-        doors = opened(World(Path(made)))
+        world = World(Path(made))
+        cli._load = lambda model, *rest: (
+            world.model if model.endswith("/tiny") and rest == (None, None) else load(model, *rest)
+        )
+        doors = opened(world)
         chosen = sys.argv[1:] or list(doors)
         json.dump({name: list(walk(name, *doors[name])) for name in chosen}, sys.stdout, indent=1)
