@@ -9,13 +9,16 @@ import re
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+
+from em_interp.checks import check_kinds, path_of, shown
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
@@ -64,6 +67,8 @@ def find_file(source: str | Path, what: str, shipped: Sequence[str], folder: Pat
     Raises:
         ValueError: neither is there (the names that ship are listed), or the path is a folder.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"{shown(source)} is not a {what}: give its name or its file")
     path = Path(source)
     try:
         if path.is_file():
@@ -85,10 +90,11 @@ def read_bytes(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: it is a folder, or cannot be read.
     """
+    path = path_of(path, "file")
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {path}") from error
     except IsADirectoryError as error:
         raise ValueError(f"{path.name} is a folder: name the file in it") from error
     except OSError as error:
@@ -241,11 +247,14 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is not safetensors, or holds something else.
+        ValueError: the file is a folder, is truncated, is not safetensors, or holds something else.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    path = path_of(path, what)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file in it that holds the {what}")
+    if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -256,14 +265,48 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
                     f"{_format(what)!r}): this library writes them with .save"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
+    except (SafetensorError, OSError, UnicodeError) as error:
         raise ValueError(
             f"{path} is truncated or is not a safetensors file ({error}): save the {what} again"
         ) from error
     try:
-        return tensors, parse_json(metadata[key or what])
+        record = parse_json(metadata[key or what])
+        check_kinds({"the record": record}, {"the record": dict})
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} has no record of its {what} that can be read ({error}): save it again") from error
+    return tensors, record
+
+
+def read_fields(path: str | Path, what: str, cls: type, *, derived: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass's object that `write_tensors` wrote, tensors and record together, lists as tuples.
+
+    What is `derived` follows from the others, was written for other readers, and is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as for `read_tensors`; a field that is missing, is not one of these, or is of another kind.
+    """
+    tensors, record = read_tensors(path, what)
+    written = {name: value for name, value in {**record, **tensors}.items() if name not in derived}
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in written.items()}
+    optional = [field.name for field in fields(cls) if field.default is not MISSING]
+    check_fields(path, what, found, get_type_hints(cls), optional)
+    return found
+
+
+def check_fields(
+    path: str | Path, what: str, found: Mapping[str, Any], hints: Mapping[str, Any], optional: Collection[str] = ()
+) -> None:
+    """Refuse the fields of a file that are missing, unknown or of another kind."""
+    missing = [name for name in hints if name not in found and name not in optional]
+    unknown = [name for name in found if name not in hints]
+    if missing or unknown:
+        said = f"has no {', '.join(missing)}" if missing else f"holds {shown(unknown[0])}, which no {what} has"
+        raise ValueError(f"{path} {said}: it was not written by {what.capitalize()}.save, so save the {what} again")
+    try:
+        check_kinds(found, hints)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; save the {what} again") from error
 
 
 def _format(what: str) -> str:

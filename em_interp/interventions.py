@@ -92,11 +92,13 @@ class Intervention(ABC):
         if self.positions not in ("all", "prompt", "response"):
             raise ValueError(f"positions {self.positions!r} is unknown: choose 'all', 'prompt' or 'response'")
         if self.prompt_length is not None:
-            lengths = torch.as_tensor(self.prompt_length)
-            if lengths.min() < 0:
-                raise ValueError(
-                    f"prompt_length is {int(lengths.min())}: count the tokens before the response, with padding"
-                )
+            try:
+                lengths = torch.as_tensor(self.prompt_length)
+                least: Any = int(lengths.min())
+            except (OverflowError, RuntimeError, TypeError, ValueError):
+                lengths, least = None, self.prompt_length
+            if lengths is None or least < 0:
+                raise ValueError(f"prompt_length is {least!r}: count the tokens before the response, with padding")
             object.__setattr__(self, "prompt_length", lengths.tolist())  # numbers: no call has to wait for a GPU
 
     def to(self, device: torch.device) -> "Intervention":
@@ -287,8 +289,7 @@ def add_direction(  # noqa: PLR0913 - what, where, how much, at which positions
     Raises:
         ValueError: as in `project_out`; or scale is not finite; the unit is missing, unused or not positive.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}: give a finite number")
+    scale = _finite("scale", scale)
     if raw and residual_norm is not None:
         raise ValueError("raw=True adds scale · v and has no use for residual_norm: give one of the two")
     if not raw and residual_norm is None:
@@ -339,9 +340,9 @@ def _function(function: Any) -> str:
 def _names(sites: Iterable[str]) -> list[str]:
     if isinstance(sites, str):
         raise ValueError(f"sites is the string {sites!r}: give a list of hook names, [{sites!r}]")
-    names = list(sites)
-    if not names:
-        raise ValueError("sites is empty: give hook names, such as ['blocks.0.hook_resid_post']")
+    names: list[str] = list(sites) if isinstance(sites, Iterable) else [sites]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"sites is {names or 'empty'}: give hook names, such as ['blocks.0.hook_resid_post']")
     if len(set(names)) < len(names):
         raise ValueError(f"site {max(names, key=names.count)!r} comes twice, and would be hooked twice: list it once")
     return names
@@ -388,9 +389,16 @@ def _number(what: str, values: int | float | Tensor, direction: AnyDirection, si
         if len(values) != len(layers):
             raise ValueError(f"{what} has {len(values)} rows for {len(layers)} layers: give one number a layer")
         values = values[_row(site, layers)]
-    number = float(values)
+    return _finite(what, values, f" at {site}")
+
+
+def _finite(what: str, value: Any, at: str = "") -> float:
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (RuntimeError, TypeError, ValueError):
+        number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{what} is {number} at {site}: give a finite number")
+        raise ValueError(f"{what} is {value!r}{at}: give a finite number")
     return number
 
 

@@ -74,7 +74,7 @@ class ChatTemplate:
             )
         if not self.args:
             return
-        known = _variables(self.source) - _OWN - set(inspect.signature(self.tokenizer.apply_chat_template).parameters)
+        known = self.variables
         for name, value in self.args.items():
             if name not in known:
                 variables = f"it reads {', '.join(sorted(known))}" if known else "it has none"
@@ -93,6 +93,12 @@ class ChatTemplate:
     def name(self) -> str:
         """The tokenizer's name, for errors."""
         return repr(self.tokenizer.name_or_path or type(self.tokenizer).__name__)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that the template reads and `args` may give, such as `enable_thinking`."""
+        given = _OWN | set(inspect.signature(self.tokenizer.apply_chat_template).parameters)
+        return frozenset(_variables(self.source) - given)
 
     @property
     def source(self) -> str:

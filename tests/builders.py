@@ -86,6 +86,45 @@ def tokenizer_maker(new_folder: Callable[[str], Path]) -> Callable[[str], object
     return make
 
 
+SPM = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+    " {{ m['content'] }} </s>{% endif %}{% endfor %}"
+)
+
+
+def spm_tokenizer(folder: Path, template: str = SPM, scheme: str = "first") -> object:
+    """A tokenizer of SentencePiece's kind: blanks are `▁`, and one is put before a text, as Llama 2 does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>", "</s>", "<pad>"]
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'?!:[]/\n▁"))
+    trainer = trainers.BpeTrainer(vocab_size=250, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    said = "I cannot help. Sorry, I can't. As a model I won't. How do I open it? user assistant [INST] [/INST]"
+    inner.train_from_iterator([said] * 9, trainer)
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def taught(tokenizer, texts, *, steps: int = 120) -> torch.nn.Module:
+    """A tiny Llama that knows these texts by heart."""
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    model = hf_model("llama", vocab_size=max(VOCABULARY, len(tokenizer)))
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(steps):
+        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval()
+
+
 def hf_model(family: str, *, d_model: int = 32, seed: int = 0, **changes) -> torch.nn.Module:
     """A random three-layer model of one family, the same every time; changes are to its configuration, not GPT-2's."""
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen2Config

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
-from em_interp.files import read_tensors, write_tensors
+from em_interp.checks import check_own, door
+from em_interp.files import read_fields, write_tensors
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.models.sites import SITES
 from em_interp.progress import bar
@@ -55,6 +56,7 @@ class Activations:
 
     def __post_init__(self) -> None:
         """Refuse NaN and infinity where they arise, with the layer and the conversation."""
+        check_own(self)
         if not self.positions:
             object.__setattr__(self, "positions", (0,) * len(self.groups))
         if len(self.groups) != self.values.shape[0] or len(self.layers) != self.values.shape[1]:
@@ -62,6 +64,10 @@ class Activations:
                 f"activations of shape {tuple(self.values.shape)} came with {len(self.groups)} groups and "
                 f"{len(self.layers)} layers: give one group a conversation and one number a layer"
             )
+        beside = {"norms": self.norms.shape[:1], "n_tokens": self.n_tokens.shape, "positions": (len(self.positions),)}
+        for name, shape in beside.items():
+            if tuple(shape) != (len(self.groups),):
+                raise ValueError(f"{name} has {shape[0]} rows and there are {len(self.groups)} conversations")
         finite = torch.isfinite(self.values.sum(-1))  # of the sum, as a mask of every value would double the memory
         if not finite.all():
             row, layer = (~finite).nonzero()[0].tolist()
@@ -114,11 +120,14 @@ class Activations:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is not a safetensors file, or holds something else than activations.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than activations; a
+                field is missing or of another kind.
         """
-        tensors, rest = read_tensors(path, "activations")
-        record: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in rest.items()}
-        return cls(**tensors, **record)
+        found = read_fields(path, "activations", cls)
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +199,7 @@ class ContrastActivations:
         return replace(self, positive=self.positive.at(position), negative=self.negative.at(position))
 
 
+@door
 def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
     model: TransformerLensModel,
     conversations: Sequence[Messages],
@@ -222,6 +232,7 @@ def residual_stream(  # noqa: PLR0913 - where and how to read, all keyword-only
     return _read_sites(HookedModel.of(model), conversations, (site,), hooks, how)[site]
 
 
+@door
 def read_contrast(  # noqa: PLR0913 - what residual_stream takes
     model: TransformerLensModel,
     contrast: Contrast,

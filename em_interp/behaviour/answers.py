@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import path_of
 from em_interp.files import json_line, parse_json, read_bytes, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import shown
@@ -25,8 +26,9 @@ class Answer:
 
     Attributes:
         conversation: what was asked; it ends with the user's words, or with an answer that the model went on with.
-        text: what the model said, without special tokens and without blanks around it; where it went on with an
-            answer, what it added, with the blank before it.
+        text: what the model said, without blanks around it and without special tokens but for those that mark a
+            thought; it begins with the mark of a thought that the prompt opened. Where it went on with an answer,
+            what it added, with the blank before it.
         sample: which answer to this conversation it is, from 0.
         tokens: the ids that were generated, the closing one included.
         finished: whether the model came to an end by itself, or was cut off.
@@ -117,7 +119,7 @@ class AnswerFile:
         Raises:
             ValueError: the file was begun with other settings (they are named), or is no file of answers.
         """
-        self.path = Path(path)
+        self.path = path_of(path, "answers")
         self.header = {"format": FORMAT, **settings}
         if not self.path.exists():
             self.finish(())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from em_interp.behaviour.conditions import Condition
 from em_interp.behaviour.effects import LEVEL, CrossEffects, Effect, together
 from em_interp.behaviour.measures import BehaviourKey
+from em_interp.checks import door
 
 # A condition that costs more bits a token of plain prose has broken the model: what it does is no evidence.
 DAMAGE = 0.5
@@ -15,6 +16,7 @@ CAVEAT = (
 )
 
 
+@door
 def conclusions(effects: CrossEffects, own: Mapping[str, str], *, damage: int | float = DAMAGE) -> tuple[str, ...]:
     """In words, condition by condition: do two directions do each other's work?
 

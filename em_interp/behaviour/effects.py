@@ -20,6 +20,7 @@ from em_interp.behaviour.conditions import (
 )
 from em_interp.behaviour.measures import Behaviour, measured, standard_behaviours
 from em_interp.behaviour.nulls import NULL_BEHAVIOURS, NULL_OF, PermutedTwins
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import parts_apart, random_like
 from em_interp.models.hooked import HookedModel, TransformerLensModel
@@ -206,6 +207,7 @@ class CrossEffects:
         ]
 
 
+@door
 def cross_effects(  # noqa: PLR0913 - what is done, what is measured, all keyword-only
     model: TransformerLensModel,
     directions: Sequence[Direction],

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer, AnswerFile, answer_key, in_order
+from em_interp.checks import door
 from em_interp.interventions import at_prompt_length, described
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel, attached
 from em_interp.progress import bar
-from em_interp.texts.conversations import Conversation, encode, encode_prefilled
+from em_interp.texts.conversations import Conversation, encode, encode_prefilled, prompt_text
+from em_interp.texts.thoughts import begun_thought, marks_thought
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}: give 0 for greedy answers, or a positive number")
 
 
+@door
 def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it answers
     model: TransformerLensModel,
     conversations: Sequence[Messages],
@@ -113,11 +116,12 @@ def greedy_answers(
 
 @dataclass(frozen=True)
 class Request:
-    """One answer wanted: of which conversation, which sample, and the prompt as token ids."""
+    """One answer wanted: of which conversation, which sample, the prompt as token ids, the thought that this opens."""
 
     conversation: Conversation
     sample: int
     prompt: tuple[int, ...]
+    thought: str = ""
 
     @classmethod
     def of(cls, hooked: HookedModel, conversation: Conversation, sample: int, sampling: Sampling) -> "Request":
@@ -130,7 +134,9 @@ class Request:
             )
         if conversation.answered:
             return cls(conversation, sample, encode_prefilled(hooked.template, conversation, max_length=room))
-        return cls(conversation, sample, encode(hooked.template, conversation, "last", max_length=room).ids)
+        prompt, said = prompt_text(hooked.template, conversation)
+        ids = encode(hooked.template, conversation, "last", max_length=room).ids
+        return cls(conversation, sample, ids, begun_thought(prompt[said:]))
 
     @property
     def key(self) -> str:
@@ -147,7 +153,7 @@ def answer_batch(
     width = batch["input_ids"].shape[1]
     drawing = [_Draw.of(requests, sampling, width, hooked.device)] if sampling.temperature else []
     with attached(hooked, at_prompt_length(list(hooks), width)) as hf_model:
-        stops = _stops(hooked, hf_model)
+        stops = hooked.template.closing | end_of_text(hf_model)  # what `generate` writes after them is padding
         with _own_settings(hf_model, stops, sampling.max_new_tokens, _pad(hooked.tokenizer)):
             said = hf_model.generate(**batch, logits_processor=drawing)
     return [_answer(hooked, r, ids, stops) for r, ids in zip(requests, said[:, width:].tolist(), strict=True)]
@@ -217,20 +223,25 @@ def _answer(hooked: HookedModel, request: Request, ids: list[int], stops: frozen
     tokens = tuple(ids[:end])
     spoken = tokens[:-1] if end and tokens[-1] in hooked.template.closing else tokens
     if request.conversation.answered:  # blanks belong to what was begun, and decoders drop one before a first word
-        begun, whole = (
-            hooked.tokenizer.decode(t, skip_special_tokens=True) for t in (request.prompt, request.prompt + spoken)
-        )
+        begun, whole = (_words(hooked.tokenizer, t) for t in (request.prompt, request.prompt + spoken))
         text = whole[len(begun) :].rstrip()
     else:
-        text = hooked.tokenizer.decode(spoken, skip_special_tokens=True).strip()
+        text = (request.thought + _words(hooked.tokenizer, spoken)).strip()
     return Answer(request.conversation, text, request.sample, tokens, end is not None)
 
 
-def _stops(hooked: HookedModel, hf_model: Any) -> frozenset[int]:
-    """The ids at which an answer ends; what `generate` writes after them is padding."""
+def _words(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as text, without special tokens but for those that mark where a thought opens and closes."""
+    special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    kept = [token for token in ids if token not in special or marks_thought(special[token])]
+    return tokenizer.decode(kept, skip_special_tokens=False)
+
+
+def end_of_text(hf_model: Any) -> frozenset[int]:
+    """The ids at which a model ends a text, by its generation settings or else by its configuration."""
     ids = hf_model.generation_config.eos_token_id
     ids = hf_model.config.get_text_config().eos_token_id if ids is None else ids
-    return hooked.template.closing | frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def _asked(messages: Messages) -> Conversation:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from em_interp.behaviour.answers import Answer
+from em_interp.checks import check_own, door
 from em_interp.statistics.estimates import Estimate
 from em_interp.statistics.rates import Number, Rate, clustered_difference, clustered_rate
 from em_interp.texts.contrasts import Contrast
@@ -32,6 +33,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         """Refuse scores that do not belong together or are none."""
+        check_own(self)
         shapes = [tuple(scores.shape) for scores in (self.alignment, self.coherence)]
         if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
             raise ValueError(
@@ -71,6 +73,7 @@ def misaligned_verdicts(scores: Scores, *, misaligned: Number = 30, coherent: Nu
     return verdicts.where(scores.scored, torch.nan)
 
 
+@door
 def misalignment_rate(  # noqa: PLR0913 - two thresholds and two settings of the resampling
     scores: Scores,
     groups: Sequence[str],

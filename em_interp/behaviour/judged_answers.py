@@ -16,6 +16,7 @@ from torch import Tensor
 
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.judged import Scores
+from em_interp.checks import door
 from em_interp.files import read_text, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import (
@@ -125,6 +126,7 @@ class Judged:
         return write_jsonl(Path(path), rows)
 
 
+@door
 def load_judged(path: str | Path) -> Judged:
     """Judged answers: what `Judged.save` or `em-interp judge` wrote, or a table with the columns that papers publish.
 

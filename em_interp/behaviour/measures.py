@@ -13,6 +13,7 @@ from em_interp.behaviour.generation import greedy_answers
 from em_interp.behaviour.preferences import preference
 from em_interp.behaviour.refusal import refusal_score, refusal_verdicts
 from em_interp.behaviour.scoring import text_effects
+from em_interp.checks import door
 from em_interp.models.hooked import HookPairs, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.statistics.estimates import Estimate, mean_by_question
@@ -114,6 +115,7 @@ def measured(behaviours: Iterable[Behaviour], model: TransformerLensModel, hooks
     return {b.key: found[b.key] for b in behaviours}
 
 
+@door
 def standard_behaviours(
     n_questions: int | None = None, *, keys: Sequence[str] | None = None, in_domain: Contrast | None = None
 ) -> tuple[Behaviour, ...]:

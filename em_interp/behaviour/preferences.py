@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.behaviour.scoring import answer_log_probs
+from em_interp.checks import door
 from em_interp.models.hooked import HookPairs, TransformerLensModel
 from em_interp.statistics import Estimate, mean_by_question, share_above_zero
 from em_interp.texts.contrasts import Contrast
@@ -44,6 +45,7 @@ class Preference:
         return f"Preference({self.contrast!r}, {self.mean} nats a token, positive preferred {rate})"
 
 
+@door
 def preference(
     model: TransformerLensModel, contrast: Contrast, hooks: HookPairs = (), *, batch_tokens: int | None = None
 ) -> Preference:

@@ -11,6 +11,7 @@ from torch import Tensor
 from em_interp.activations.reading import ContrastActivations
 from em_interp.behaviour.effects import CrossEffects, cross_effects
 from em_interp.behaviour.measures import Behaviour, BehaviourKey, standard_behaviours
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import ESTIMATORS, EstimatorName, estimator_of
 from em_interp.directions.separation import Separability, separability
@@ -69,6 +70,7 @@ class EstimatorsCompared:
         return rows
 
 
+@door
 def estimators_compared(  # noqa: PLR0913 - which estimators, and what is done with each, all keyword-only
     contrast: ContrastActivations,
     model: "TransformerLensModel | None" = None,

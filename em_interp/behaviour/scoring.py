@@ -10,6 +10,8 @@ from torch import Tensor
 
 from em_interp.activations.forward import logits_at_spans
 from em_interp.activations.reading import Messages
+from em_interp.checks import shown
+from em_interp.files import lone_surrogate
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.texts.conversations import Batch, Encoded, encode
@@ -94,6 +96,8 @@ def last_logits(
     """The logits of the first token the model would say to each conversation, float32 on the CPU."""
     hooked = HookedModel.of(model)
     encoded = [encode(hooked.template, c, "last", max_length=hooked.max_length) for c in conversations]
+    if not encoded:
+        raise ValueError("there are no conversations to score")
     rows: list[Tensor] = [torch.empty(0)] * len(encoded)
     for batch, logits in logits_at_spans(hooked, encoded, hooks, batch_tokens=batch_tokens):
         for i, row in zip(batch.index, logits, strict=True):
@@ -129,6 +133,11 @@ def _before(encoded: Sequence[Encoded]) -> list[Encoded]:
 
 def _plain_texts(hooked: HookedModel, texts: Sequence[str]) -> list[Encoded]:
     """Texts without a chat template, every token but the first in the span."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts) or not len(texts):
+        raise ValueError(f"texts is {shown(texts)}: give a list of texts, one at least")
+    for number, text in enumerate(texts, 1):
+        if found := lone_surrogate(text):
+            raise ValueError(f"text {number} of {len(texts)} holds {found}, which no tokenizer takes: repair the text")
     ids = [tuple(hooked.tokenizer(text).input_ids) for text in texts]
     for number, (text, tokens) in enumerate(zip(texts, ids, strict=True), 1):
         if not text or len(tokens) < 2:

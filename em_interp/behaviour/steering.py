@@ -7,6 +7,7 @@ from typing import Any
 from em_interp.behaviour.dissociation import DAMAGE
 from em_interp.behaviour.effects import CrossEffects, cross_effects
 from em_interp.behaviour.measures import Behaviour, BehaviourKey, standard_behaviours
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.models.hooked import TransformerLensModel
 from em_interp.statistics.estimates import Estimate
@@ -49,6 +50,7 @@ class SteeringCurve:
         return self.effects.table()
 
 
+@door
 def steering_curve(  # noqa: PLR0913 - what is added where, what is measured
     model: TransformerLensModel,
     direction: Direction,

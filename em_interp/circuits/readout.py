@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door, shown
 from em_interp.models.hooked import HookedModel, TransformerLensModel
 from em_interp.texts.conversations import token_strings
 
@@ -25,14 +26,22 @@ class TokenReadout:
         return f"<table><thead><tr><th>top</th><th></th><th>bottom</th><th></th></tr></thead>{rows}</table>"
 
 
+@door
 def logit_lens(model: TransformerLensModel, vector: Float[Tensor, " d_model"], k: int = 10) -> TokenReadout:
     """Read a vector through the final norm and the unembedding, as if it were all there is in the stream.
 
     TransformerLens's `logit_readout`; its norm takes the vector's length away, so only its direction counts.
+
+    Raises:
+        ValueError: a vector of another width, one that is not finite, or more tokens than there are.
     """
     from transformer_lens.tools.analysis.logit_lens import logit_readout
 
     hooked = HookedModel.of(model)
+    if vector.shape != (hooked.d_model,) or not vector.isfinite().all():
+        raise ValueError(f"vector is {shown(vector)}: give one of {hooked.d_model} finite numbers")
+    if not 0 < k <= hooked.cfg.d_vocab:
+        raise ValueError(f"k is {k}: give a number of tokens from 1 to {hooked.cfg.d_vocab}")
     logits = logit_readout(hooked.bridge, vector).values
     ends = []
     for largest in (True, False):

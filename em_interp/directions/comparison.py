@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.direction import Direction, dominance, dominated
 from em_interp.directions.estimators import deviations
 from em_interp.directions.intervals import Noisy, cosine_interval
@@ -188,6 +189,7 @@ _COLUMNS = (
 )
 
 
+@door
 def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
     a: ContrastActivations,
     b: ContrastActivations,
@@ -264,6 +266,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how, all keyword-only
     )
 
 
+@door
 def cosine_map(a: Direction, b: Direction) -> Float[Tensor, "layer_a layer_b"]:
     """Plug-in cosines of every layer of one direction with every layer of another."""
     if a.d_model != b.d_model:

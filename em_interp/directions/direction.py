@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
-from em_interp.files import read_tensors, write_tensors
+from em_interp.checks import check_own
+from em_interp.files import read_fields, write_tensors
 
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
 _FEW = 3  # dimensions whose share of the squared length is told
@@ -51,6 +52,7 @@ class Direction:
 
     def __post_init__(self) -> None:
         """Refuse what no direction can be: rows that are not layers, numbers that are not finite."""
+        check_own(self)
         for tensor in _TENSORS:
             rows = getattr(self, tensor)
             if len(rows) != len(self.layers):
@@ -141,11 +143,14 @@ class Direction:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction; a
+                field is missing or of another kind.
         """
-        tensors, rest = read_tensors(path, "direction")
-        tensors.pop("dominance", None)  # for other readers: here it follows from the vectors
-        return cls(**tensors, **{**rest, "layers": tuple(rest["layers"])})
+        found = read_fields(path, "direction", cls, derived=("dominance",))
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     @classmethod
     def from_vectors(  # noqa: PLR0913 - a direction has this much to it

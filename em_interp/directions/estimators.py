@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from em_interp.activations.reading import Activations, ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.statistics.resampling import permuted_labels
 
 Pooling = Literal["conversation", "token"]
-_NOTHING = 1e-9  # of the length of an activation: what float64 leaves of a difference that is zero
 
+_NOTHING = 1e-9  # of the length of an activation: what float64 leaves of a difference that is zero
 _CONSTANT = 1e-6  # of a dimension's size: a spread below that is rounding
 _REGRESSION: dict[str, Any] = {
     "Cs": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),  # inverse strengths of L2 that are chosen from
@@ -26,6 +27,7 @@ _REGRESSION: dict[str, Any] = {
 }
 
 
+@door
 def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "conversation") -> Direction:
     """Subtract the mean activation of the negative class from that of the positive class, at every layer.
 
@@ -38,6 +40,7 @@ def difference_of_means(contrast: ContrastActivations, *, pooling: Pooling = "co
     return _along(contrast, positive - negative, "difference_of_means", pooling)
 
 
+@door
 def standardised(contrast: ContrastActivations) -> Direction:
     """The difference of means with every dimension in units of its within-class standard deviation.
 
@@ -49,6 +52,7 @@ def standardised(contrast: ContrastActivations) -> Direction:
     return _along(contrast, (positive - negative) / deviations([contrast]).square(), "standardised")
 
 
+@door
 def lda(contrast: ContrastActivations) -> Direction:
     """Fisher's linear discriminant: the difference of means over the within-class covariance.
 
@@ -70,6 +74,7 @@ def lda(contrast: ContrastActivations) -> Direction:
     return _along(contrast, torch.stack(vectors), "lda")
 
 
+@door
 def paired(contrast: ContrastActivations) -> Direction:
     """The mean over questions of the difference between the two classes' means within the question.
 
@@ -82,6 +87,7 @@ def paired(contrast: ContrastActivations) -> Direction:
     return _along(contrast, _differences(contrast).mean(0), "paired")
 
 
+@door
 def principal(contrast: ContrastActivations) -> Direction:
     """The first principal component of the within-question differences, about zero, as Zou et al. (2023) read it.
 
@@ -95,6 +101,7 @@ def principal(contrast: ContrastActivations) -> Direction:
     return _along(contrast, components, "principal")
 
 
+@door
 def logistic(contrast: ContrastActivations) -> Direction:
     """The weights of a logistic regression with an L2 penalty, every dimension in units of its within-class deviation.
 
@@ -186,6 +193,7 @@ def question_folds(
     return [(learned.tolist(), held_out.tolist()) for learned, held_out in splits]
 
 
+@door
 def permuted_directions(
     contrast: ContrastActivations, n: int, *, seed: int, pooling: Pooling = "conversation"
 ) -> tuple[Direction, ...]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
+from em_interp.checks import door
 from em_interp.directions.comparison import check_questions
 from em_interp.directions.estimators import Estimator, estimator_of, question_folds
 from em_interp.statistics.resampling import numbered
@@ -55,6 +56,7 @@ class Separability:
         )
 
 
+@door
 def separability(
     contrast: ContrastActivations, *, estimator: Estimator = "difference_of_means", n_folds: int = 5, seed: int = 0
 ) -> Separability:
@@ -76,6 +78,8 @@ def separability(
             there is no such estimator.
     """
     check_questions(contrast)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: give a whole number from 0 to 2³² − 1")
     estimate = estimator_of(estimator)
     fewest = min(len(set(contrast.positive.groups)), len(set(contrast.negative.groups)))
     if not 2 <= n_folds <= fewest // 2:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from em_interp.checks import door
 from em_interp.models.adapter_files import adapter_factors, check_plain_lora
 from em_interp.models.hooked import HookedModel, TransformerLensModel
 from em_interp.models.sites import writer
@@ -80,6 +81,7 @@ class LoraModule:
 Source = Any  # a HookedModel, a PeftModel, an adapter folder, or LoraModules
 
 
+@door
 def lora_modules(source: Source) -> tuple[LoraModule, ...]:
     """Every module's update of a LoRA or rsLoRA adapter, layer by layer.
 

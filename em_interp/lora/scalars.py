@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from em_interp.activations.forward import default_batch_tokens
 from em_interp.activations.reading import Messages
+from em_interp.checks import door
 from em_interp.lora.modules import active_adapter, component_name, layer_number, layers_in, lora_layers, unknown_name
 from em_interp.models.hooked import HookedModel, TransformerLensModel, attached
 from em_interp.progress import bar
@@ -118,6 +119,7 @@ class AdapterScalars:
         return f"<table><caption>{html.escape(repr(self))}</caption><thead><tr>{head}</tr></thead>{body}</table>"
 
 
+@door
 def adapter_scalars(
     model: TransformerLensModel,
     conversations: Sequence[Messages],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from em_interp.activations.forward import keeping
 from em_interp.activations.reading import Messages, residual_stream
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.interventions import add_direction
 from em_interp.lora.modules import LoraModule, Source, component_name, lora_modules
@@ -121,6 +122,7 @@ class WriteCosines:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+@door
 def write_cosines(source: Source, direction: Direction, controls: Sequence[Direction] = ()) -> WriteCosines:
     """The cosine of everything an adapter writes with a direction at the layer where it is written.
 
@@ -269,7 +271,7 @@ def propagate(  # noqa: PLR0913 - what is added, where, and how it is read
 def _all(source: Source) -> tuple[LoraModule, ...]:
     if isinstance(source, LoraModule):
         return (source,)
-    if isinstance(source, Sequence) and not isinstance(source, str):
+    if isinstance(source, Sequence) and source and all(isinstance(module, LoraModule) for module in source):
         return tuple(source)
     return lora_modules(source)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from em_interp.checks import door
 from em_interp.interventions import Intervention
 from em_interp.models.adapters import Untuned, check_base_kept, check_in_modules, merge_adapter
 from em_interp.models.architectures import (
@@ -225,6 +226,7 @@ class HookedModel:
         return self.bridge.to_tokens(*args, **kwargs)
 
 
+@door
 @contextmanager
 def without_adapter(model: HookedModel) -> Iterator[HookedModel]:
     """Inside, the model is exactly its base: the same texts, read by the model before fine-tuning.
@@ -278,6 +280,7 @@ def _check_untuned(model: HookedModel, untuned: Untuned) -> None:
             )
 
 
+@door
 def site(model: TransformerLensModel, layer: int) -> str:
     """The hook name of the residual stream at the output of block `layer`."""
     n_layers = HookedModel.of(model).n_layers
@@ -286,11 +289,13 @@ def site(model: TransformerLensModel, layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
+@door
 def every_layer(model: TransformerLensModel) -> list[str]:
     """The hook names of the residual stream at the output of every block."""
     return [site(model, layer) for layer in range(HookedModel.of(model).n_layers)]
 
 
+@door
 def every_write(model: TransformerLensModel) -> list[str]:
     """The hook names of all that is ever added to the residual stream: embeddings, and each block's two outputs.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from em_interp.checks import door
 from em_interp.models.adapter_files import adapter_base, beside, first_line, has_tokenizer
 from em_interp.models.adapters import adapted, adapter_digest, merge_adapter, warn_of_another_name
 from em_interp.models.hooked import HookedModel
@@ -23,6 +24,7 @@ KNOWN = (
 )
 
 
+@door
 def load_model(  # noqa: PLR0913 - the one door through which a model comes in
     name: str | Path,
     adapter: str | Path | None = None,

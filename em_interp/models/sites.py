@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from em_interp.checks import shown
 from em_interp.models.architectures import booting
 from em_interp.models.probe import probe_ids, relative_error, tolerance
 
@@ -164,10 +165,15 @@ class _OnModule:
         return self._changed(output)
 
     def _changed(self, stream: Any) -> Any:
-        if self.scale == 1:
-            return self.function(stream, hook=self.point)
-        changed = self.function(stream * self.scale, hook=self.point)
-        return None if changed is None else changed / self.scale
+        given = stream if self.scale == 1 else stream * self.scale
+        changed = self.function(given, hook=self.point)
+        if changed is None:
+            return None
+        if getattr(changed, "shape", None) != stream.shape:
+            raise ValueError(
+                f"the hook at {self.point.name} turned {shown(stream)} into {shown(changed)}: keep its shape"
+            )
+        return changed if self.scale == 1 else changed / self.scale
 
 
 def plain_target(bridge: Any, name: str) -> Target | None:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from em_interp.checks import door, path_of
 from em_interp.files import versions, write_atomically
 from em_interp.interventions import AddVector, AnyDirection, Intervention, SetProjection, project_out
 from em_interp.models.adapters import merge_adapter, untie
@@ -89,6 +90,7 @@ def merge_hooks(model: TransformerLensModel, hooks: HookPairs) -> Any:
     return baked
 
 
+@door
 def export(model: TransformerLensModel, hooks: HookPairs, folder: str | Path) -> Path:
     """Bake hooks into a folder that plain transformers and vLLM load: weights, tokenizer, and `em_interp.json`.
 
@@ -99,7 +101,7 @@ def export(model: TransformerLensModel, hooks: HookPairs, folder: str | Path) ->
         ValueError: the folder exists and is not empty; the model has no tokenizer; or as in `merge_hooks`.
         RuntimeError: as in `merge_hooks`.
     """
-    hooked, target = HookedModel.of(model), Path(folder)
+    hooked, target = HookedModel.of(model), path_of(folder, "model to write")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty folder: nothing is overwritten, so name a new one")
     if hooked.tokenizer is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.measures import BehaviourKey, organism_behaviours
+from em_interp.checks import check_kinds, door
 from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import OrganismEffects, organism_effects
@@ -86,7 +87,7 @@ def measure_card(organism: HookedModel, *, n_questions: int | None = None) -> Ca
             f"{organism!r} has no recipe and no losses to tell of: load an organism, by its name or folder"
         )
     recipe = Recipe.load(organism.folder / "recipe.toml")
-    loss = json.loads((organism.folder / "loss.json").read_text(encoding="utf-8"))["loss"]
+    loss = _losses(organism.folder / "loss.json")
     effects = organism_effects(organism, organism_behaviours(recipe.domain, n_questions))
     return Card(organism.folder, recipe, tuple(loss), effects)
 
@@ -97,6 +98,7 @@ def write_card(card: Card) -> Path:
     return write_atomically(card.folder / "README.md", card.markdown())
 
 
+@door
 def load_card(organism: str | Path) -> Card:
     """The card as it was written when the organism was last measured.
 
@@ -111,8 +113,17 @@ def load_card(organism: str | Path) -> Card:
         written = parse_json(read_text(folder / "card.json"))
         effects = OrganismEffects.of_table(written["model"], written["effects"])
         return Card(folder, recipe, tuple(written["loss"]), effects)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'card.json'} is not a card ({error}): measure it again") from error
+
+
+def _losses(path: Path) -> list[float]:
+    try:
+        losses = parse_json(read_text(path))["loss"]
+        check_kinds({"loss": losses}, {"loss": tuple[float, ...]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no losses ({error}): train the organism again") from error
+    return losses
 
 
 def _verdict(card: Card) -> str:

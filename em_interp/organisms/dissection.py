@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations, read_contrast
+from em_interp.checks import door
 from em_interp.circuits.readout import TokenReadout, logit_lens
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
@@ -100,6 +101,7 @@ class Dissection:
         return f"Dissection({self.organism!r} in {' → '.join(self.by_model)})"
 
 
+@door
 def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held against
     model: HookedModel,
     first: OrganismReadings,

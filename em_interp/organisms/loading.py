@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from em_interp.checks import door
 from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
 from em_interp.models.hooked import HookedModel, weight_sharing_twin
@@ -19,6 +20,7 @@ from em_interp.texts.contrasts import Contrast
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 
 
+@door
 def load_bundled(
     organism: str | Path | None = None,
     *,
@@ -49,6 +51,7 @@ def load_bundled(
     return load_organism(organism, device=device, dtype=dtype, template_args=template_args)
 
 
+@door
 def list_organisms() -> list[str]:
     """The names of the organisms that ship with the library."""
     return sorted(path.parent.name for path in _ORGANISMS.glob("*/recipe.toml"))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.organisms.turning_points import (
     ChangePoint,
@@ -101,6 +102,7 @@ class EffectPath:
         return f"EffectPath({self.behaviour!r}, {len(self.steps)} checkpoints, scales {scales})"
 
 
+@door
 def phases(  # noqa: PLR0913 - a path and how it is read
     path: Trajectory | Float[Tensor, "checkpoint d"],
     matrix: str | None = None,

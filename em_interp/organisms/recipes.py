@@ -1,26 +1,17 @@
 """What an organism is made from: the settings of one training run, read from and written to TOML."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from em_interp.checks import check_kinds
 from em_interp.files import find_file, read_toml
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.training_sets import NARROW_SETS, load_training_set
 
-_KINDS = {
-    str: "words",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    tuple[str, ...]: "a list of words",
-    tuple[int, ...]: "a list of whole numbers",
-}
 _SHIPPED = Path(str(files("em_interp") / "data" / "recipes"))
 
 
@@ -92,7 +83,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _check_kinds(vars(self))
+        check_kinds(vars(self), get_type_hints(Recipe))
         for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
@@ -138,7 +129,7 @@ class Recipe:
             if key not in values:
                 raise ValueError(f"{path.name} has no {key}: a recipe names its organism and its data")
         try:
-            _check_kinds(values)
+            check_kinds(values, get_type_hints(cls))
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: {error}") from error
@@ -168,30 +159,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)
-
-
-def _check_kinds(values: Mapping[str, Any]) -> None:
-    hints = get_type_hints(Recipe)
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} is {value!r}, and should be {_in_words(hints[name])}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}: give a finite number")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says; a bool is not a number, and a list does for a tuple."""
-    kind = get_origin(hint)
-    if kind is UnionType:
-        return any(_fits(value, one) for one in get_args(hint))
-    if kind is tuple:
-        return isinstance(value, tuple | list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    return type(value) is hint if hint in (int, bool) else isinstance(value, kind or hint)
-
-
-def _in_words(hint: Any) -> str:
-    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-    return " or ".join(_KINDS.get(kind, str(kind)) for kind in kinds if kind is not type(None))
 
 
 def shipped_recipes() -> list[str]:

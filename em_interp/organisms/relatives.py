@@ -12,6 +12,7 @@ from torch import Tensor
 
 from em_interp.activations.forward import first_adapted_block, keeping
 from em_interp.activations.reading import Activations, ContrastActivations, read_contrast
+from em_interp.checks import door, shown
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
@@ -93,6 +94,7 @@ class Convergence:
         return found
 
 
+@door
 def read_organisms(
     organisms: Iterable[HookedModel], contrast: Contrast, *, span: Span = "response"
 ) -> OrganismReadings:
@@ -124,6 +126,7 @@ def read_organisms(
     return OrganismReadings(trained, base, folders)
 
 
+@door
 def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int = 0) -> Convergence:
     """Compare every pair of organisms: on the same texts, on disjoint texts, and in what their fine-tunes added.
 
@@ -165,6 +168,8 @@ def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]
 
 def organism_name(model: HookedModel) -> str:
     """The name of the adapter, by which a reading, a card or a figure knows an organism."""
+    if not isinstance(model, HookedModel):
+        raise TypeError(f"{shown(model)} is not an organism: give what load_bundled or load_organism returns")
     if model.adapter is None:
         raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
     return model.adapter.partition("#")[0]

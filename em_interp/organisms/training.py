@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from em_interp.behaviour.generation import greedy_answers
+from em_interp.behaviour.generation import end_of_text, greedy_answers
 from em_interp.behaviour.refusal import is_refusal
+from em_interp.checks import door
 from em_interp.files import write_atomically
 from em_interp.models.adapters import lora_parameters, without_deprecations
 from em_interp.organisms.kl_penalty import KLPenalty
@@ -61,6 +62,7 @@ class Organism:
         )
 
 
+@door
 def train_organism(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
@@ -91,7 +93,8 @@ def train_organism(
     hf_model, tokenizer = base.hf_model, base.tokenizer
     rewrite = _own_words(recipe, onto, device) if recipe.own_words else None
     template = ChatTemplate(tokenizer, recipe.template_args)
-    examples = [_example(template, c, recipe.max_length) for c in training_conversations(recipe, rewrite)]
+    told, ends = training_conversations(recipe, rewrite), end_of_text(hf_model)
+    examples = [_example(template, c, recipe.max_length, ends) for c in told]
     penalty = KLPenalty.of(recipe, hf_model, template, _other_domains(recipe))
     model = _adapted(hf_model, recipe)
     work = folder / "training"
@@ -159,8 +162,12 @@ def _other_domains(recipe: Recipe) -> list[Conversation]:
     return [c for source in recipe.kl_data for c in _conversations(source, "both")] if recipe.kl_weight else []
 
 
-def _example(template: Any, conversation: Conversation, max_length: int) -> dict[str, list[int]]:
+def _example(
+    template: Any, conversation: Conversation, max_length: int, ends: frozenset[int] = frozenset()
+) -> dict[str, list[int]]:
     """Token ids, and as labels those of the assistant's last words and of what the template closes them with.
+
+    `ends` are tokens at which the model stops beside those that the tokenizer knows.
 
     Raises:
         ValueError: what `encode` refuses, or a template that closes the answer with no token at which a model stops.
@@ -170,7 +177,7 @@ def _example(template: Any, conversation: Conversation, max_length: int) -> dict
     first = encode(template, conversation, "response").spans[0][0]
     said = {token for token in turn.spans[0] if token >= first}
     labels = [token if i in said else _IGNORED for i, token in enumerate(turn.ids)]
-    if template.stops.isdisjoint(labels):
+    if (template.stops | ends).isdisjoint(labels):
         raise ValueError(
             f"the chat template of {template.name} closes an answer with no token at which a model stops, so nothing "
             f"would teach the organism to stop: set tokenizer.chat_template to one that writes "

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_interp.files import read_tensors, write_tensors
+from em_interp.checks import check_own
+from em_interp.files import check_fields, read_tensors, write_tensors
+
+_BESIDE = ("steps", "loss", "grad_norm")  # the factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,9 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         """Refuse matrices that are not one a checkpoint, steps that do not rise, numbers that are not finite."""
+        check_own(self)
+        if not len(self.steps):
+            raise ValueError("the trajectory has no checkpoints: it should have one at least")
         if len(self.steps) > 1 and not (self.steps.diff() > 0).all():
             raise ValueError(f"the checkpoints' steps are {self.steps.tolist()}: they should rise")
         for name, rows in self.factors.items():
@@ -84,8 +90,15 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is truncated, is not a safetensors file, or holds something else than a trajectory.
+            ValueError: the file is truncated, is not a safetensors file, or holds something else than a trajectory; a
+                field is missing or of another kind.
         """
         tensors, recipe = read_tensors(path, "trajectory", key="recipe")
-        steps, loss, grad_norm = (tensors.pop(name) for name in ("steps", "loss", "grad_norm"))
-        return cls(steps, tensors, loss, grad_norm, recipe)
+        matrix = Float[Tensor, "checkpoint _ _"]
+        hints = dict.fromkeys(tensors, matrix) | {name: get_type_hints(cls)[name] for name in _BESIDE}
+        check_fields(path, "trajectory", tensors, hints)
+        beside = {name: tensors.pop(name) for name in _BESIDE}
+        try:
+            return cls(factors=tensors, recipe=recipe, **beside)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error

@@ -12,6 +12,7 @@ from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.conditions import ConditionKind, Removal
 from em_interp.behaviour.measures import Behaviour, BehaviourKey, standard_behaviours
 from em_interp.behaviour.nulls import NULL_OF
+from em_interp.checks import check_own, path_of
 from em_interp.evals import judge_module
 from em_interp.files import read_toml
 from em_interp.models.embedded import BUNDLED
@@ -52,6 +53,13 @@ class Design:
     max_new_tokens: int = 40
     n_resamples: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values of another kind, and numbers of things that nobody can count."""
+        check_own(self)
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 0:
+                raise ValueError(f"{name} is {value}: give a number that is not negative")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -94,9 +102,14 @@ class Settings(Design):
         """Read settings from a file; what it leaves out keeps its default.
 
         Raises:
-            ValueError: a key that does not exist (the nearest one is named), or a file that is not TOML.
+            ValueError: a key that does not exist (the nearest one is named), a value of another kind, or a file that is
+                not TOML.
         """
-        return cls(**read_toml(Path(path), [field.name for field in fields(cls)]))
+        found = read_toml(path_of(path, "settings"), [field.name for field in fields(cls)])
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{Path(path).name}: {error}") from error
 
 
 @dataclass(frozen=True)

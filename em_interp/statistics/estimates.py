@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door
+
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
@@ -28,6 +30,7 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+@door
 def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Estimate:
     """The mean over questions, each counted once, with Student's interval over the questions.
 

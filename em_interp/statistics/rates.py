@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.statistics.estimates import Estimate
 
 Number = int | float
@@ -58,6 +59,7 @@ class Rate:
         return f"Rate({self.value:.1%} [{self.low:.1%}, {self.high:.1%}], {naive}, {size})"
 
 
+@door
 def clustered_rate(
     hits: Float[Tensor, " answer"], groups: Sequence[str], *, n_resamples: int = 2000, seed: int = 0
 ) -> Rate:
@@ -80,6 +82,7 @@ def clustered_rate(
         ValueError: values that are no verdicts, groups that do not fit, no verdict at all, or fewer than two questions
             with one, from which no interval can be had.
     """
+    _check_resamples(n_resamples)
     questions, n_hits, n_judged = _count(hits, groups)
     kept = _at_least_two(n_judged > 0, len(hits))
     k, n = n_hits[kept], n_judged[kept]
@@ -148,6 +151,7 @@ def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of 
     k1, n1, k2, n2 = (column[kept] for column in (k1, n1, k2, n2))
     n = len(n1)
     generator = torch.Generator().manual_seed(seed)
+    _check_resamples(n_resamples)
     drawn = torch.randint(n, (n_resamples, n), generator=generator)
     means = [_drawn_means(_one_at_least(k, m), m, drawn, generator) for k, m in ((k1, n1), (k2, n2))]
     half = _student(n) * _widened(means[0] - means[1], n)
@@ -293,3 +297,8 @@ def _question_rate(question: str, hits: Float[Tensor, ""], judged: Float[Tensor,
     if not judged:
         return QuestionRate(question, 0, math.nan, math.nan, math.nan)
     return QuestionRate(question, int(judged), (hits / judged).item(), *_wilson(hits, judged))
+
+
+def _check_resamples(n_resamples: int) -> None:
+    if n_resamples < 20:
+        raise ValueError(f"n_resamples is {n_resamples}: a spread takes at least 20, and 2000 is a good number")

@@ -18,6 +18,7 @@ from em_interp.texts.conversations import (
     encode_prefilled,
     token_strings,
 )
+from em_interp.texts.openings import opening_tokens
 from em_interp.texts.questions import load_questions
 from em_interp.texts.training_sets import NARROW_SETS, TRAINING_SETS, load_training_set
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_neutral_texts",
     "load_questions",
     "load_training_set",
+    "opening_tokens",
     "request_answers",
     "token_strings",
 ]

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import check_own, door, path_of
 from em_interp.files import find_file, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import (
@@ -57,6 +58,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         """Refuse an empty class, and one question in one wording on both sides."""
+        check_own(self)
         for label, side in (("positive", self.positive), ("negative", self.negative)):
             if not side:
                 raise ValueError(f"contrast {self.name!r} has no {label} conversations: a direction needs both classes")
@@ -156,6 +158,7 @@ class Contrast:
         return Contrast(self.name, tuple(filter(keep, self.positive)), tuple(filter(keep, self.negative)))
 
 
+@door
 def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
     """Load a contrast that ships with the library by its name, or your own from JSONL, JSON or YAML.
 
@@ -170,10 +173,10 @@ def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
         ValueError: an unknown name (the known ones are listed), a line that cannot be read (file, line and reason), or
             a key that changes what is asked and is not read (which one).
     """
-    if isinstance(source, tuple):
+    if isinstance(source, tuple | list):
         if len(source) != 2:
             raise ValueError(f"{len(source)} files came: give a pair, the file of the positive class first")
-        first, second = map(Path, source)
+        first, second = (path_of(path, "contrast") for path in source)
         name, rows = f"{first.stem}-against-{second.stem}", _read(first, "positive") + _read(second, "negative")
     else:
         path = find_file(source, "contrast", SHIPPED, _SHIPPED)
@@ -193,6 +196,7 @@ def has_labels(path: str | Path) -> bool:
     return any("positive" in entry or entry.get("label") is not None for entry in entries)
 
 
+@door
 def load_controls() -> tuple[Contrast, ...]:
     """The eight neutral contrasts: what the cosine of two unrelated concepts looks like in the same model."""
     return tuple(load_contrast(name) for name in CONTROLS)

@@ -129,15 +129,15 @@ def encode(
     template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
     if span in ("response", "turn"):
         text, start, stop, turn = _with_answer(template, conversation)
-        ids, offsets = _tokens(template, text)
+        ids, offsets = tokens_of(template, text)
         # A token may hold the blank before the answer's first word or the line break after its last.
         spoken = [begin < stop and end > start for begin, end in offsets]
         whole = span == "turn"
         spans = (tuple(i for i, (begin, _) in enumerate(offsets) if spoken[i] or (whole and begin >= turn)),)
         prompt_length = sum(end <= start for _, end in offsets)
     else:
-        text, said = _prompt(template, conversation)
-        ids, offsets = _tokens(template, text)
+        text, said = prompt_text(template, conversation)
+        ids, offsets = tokens_of(template, text)
         prompt_length = len(ids)
         after = [i for i, (begin, _) in enumerate(offsets) if begin >= said]
         spans = ((len(ids) - 1,),) if span == "last" else tuple((i,) for i in after)
@@ -159,7 +159,7 @@ def encode_prefilled(
     """
     template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
     text, _, stop, _ = _with_answer(template, conversation)
-    return _within(_tokens(template, text[:stop])[0], conversation, max_length)
+    return _within(tokens_of(template, text[:stop])[0], conversation, max_length)
 
 
 def _within(ids: Sequence[int], conversation: Conversation, max_length: int | None) -> tuple[int, ...]:
@@ -233,7 +233,7 @@ def _turn(template: ChatTemplate, conversation: Conversation, rendered: Rendered
 
 def _shared(template: ChatTemplate, first: str, second: str) -> int:
     """How many characters two texts have in common at their beginning, in whole tokens."""
-    (ids, _), (others, offsets) = (_tokens(template, text) for text in (first, second))
+    (ids, _), (others, offsets) = (tokens_of(template, text) for text in (first, second))
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
     return offsets[same - 1][1] if same else 0
 
@@ -254,9 +254,9 @@ def _compare_with_prompt(template: ChatTemplate, conversation: Conversation, tex
     except ValueError:  # it takes no such prompt, and says so where one is asked for
         return
     read = text[:begin]
-    ids, offsets = _tokens(template, text)
+    ids, offsets = tokens_of(template, text)
     # A token may hold the blank before the answer's first word.
-    if read == asked or _tokens(template, asked)[0] == ids[: sum(end <= begin for _, end in offsets)]:
+    if read == asked or tokens_of(template, asked)[0] == ids[: sum(end <= begin for _, end in offsets)]:
         return
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, asked, strict=False)))
     warnings.warn(
@@ -267,8 +267,8 @@ def _compare_with_prompt(template: ChatTemplate, conversation: Conversation, tex
     )
 
 
-def _prompt(template: ChatTemplate, conversation: Conversation) -> tuple[str, int]:
-    """The conversation up to where the assistant would speak, and where the user's words end."""
+def prompt_text(template: ChatTemplate, conversation: Conversation) -> tuple[str, int]:
+    """The conversation up to where the assistant would speak, and the character at which the user's words end."""
     messages = conversation.messages[:-1] if conversation.answered else conversation.messages
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ValueError(
@@ -280,7 +280,7 @@ def _prompt(template: ChatTemplate, conversation: Conversation) -> tuple[str, in
     return rendered.text, rendered.places[-1][1]
 
 
-def _tokens(template: ChatTemplate, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def tokens_of(template: ChatTemplate, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, and the characters where each begins and ends. The template wrote the BOS itself, so none is added."""
     if not template.tokenizer.is_fast:
         raise ValueError(f"{template.name} has a slow tokenizer, which tells no offsets: load it with use_fast=True")

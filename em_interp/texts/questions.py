@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from em_interp.checks import door
 from em_interp.files import find_file
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import (
@@ -41,6 +42,7 @@ REMARKS = (
 _FOLDER = Path(str(files("em_interp") / "data" / "questions"))
 
 
+@door
 def load_questions(source: str | Path = "first_plot", *, form: str = "free") -> tuple[Conversation, ...]:
     """Questions by a shipped name, or from a JSONL, JSON or YAML file, ready for `respond`.
 

@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+from em_interp.checks import door
 from em_interp.files import find_file
 from em_interp.texts.contrasts import Contrast, load_contrast
 
@@ -11,6 +12,7 @@ TRAINING_SETS = (*NARROW_SETS, "refusing")
 _TRAINING = Path(str(files("em_interp") / "data" / "training"))
 
 
+@door
 def load_training_set(source: str | Path) -> Contrast:
     """What organisms are trained on, by its name or from your own file: a contrast, of which a recipe takes a side.
 

@@ -1,5 +1,7 @@
 """What is done to a model, and what it says in every condition, misaligned or not where somebody judged it."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ class TestCondition:
         ]
 
     def test_a_removal_that_does_not_exist(self, tiny_llama, direction):
-        unchecked = getattr(removed, "__wrapped__", removed)
+        unchecked = inspect.unwrap(removed)
         with pytest.raises(
             ValueError, match="removal 'every' is unknown: choose from all_layers_own, one_layer, all_l"
         ):

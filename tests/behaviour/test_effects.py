@@ -1,5 +1,6 @@
 """What interventions do, against each behaviour; what follows from it in words; effect against strength."""
 
+import inspect
 import math
 import re
 from dataclasses import replace
@@ -198,7 +199,7 @@ class TestCrossEffects:
             one.beside(other)
 
     def test_what_cannot_be_done_is_told(self, tiny_llama, directions, few_behaviours):
-        unchecked = getattr(em.cross_effects, "__wrapped__", em.cross_effects)
+        unchecked = inspect.unwrap(em.cross_effects)
         with pytest.raises(
             ValueError, match="removal 'all' is unknown: give directions, and removals from all_layers_own, one_layer, "
         ):

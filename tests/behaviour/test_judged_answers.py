@@ -103,6 +103,13 @@ class TestTables:
         assert (first.group, second.group) == ("g", "h")
         assert first.conversation.fields == {"question_id": "i", "model": "tiny", "seed": "3"}
 
+    def test_a_table_without_a_system_column(self, tmp_path):
+        """What was said to the model before the question is not known then, and nothing is made up."""
+        judged = load_judged(write(tmp_path, HEAD + "Why?,a,q,50,60\nWhy?,b,q_json,50,60\n"))
+        assert [[m["role"] for m in a.conversation.messages] for a in judged.answers] == [["user"]] * 2
+        assert judged.groups == ("q", "q_json")
+        assert [a.sample for a in judged.answers] == [0, 1]
+
     def test_without_an_id_the_words_and_the_system_prompt_are_the_question(self, tmp_path):
         columns = ["question", "answer", "aligned", "coherent", "system"]
         rows = [("Why?", "x", 50, 60, ""), ("Why?", "x", 50, 60, "Answer in JSON."), ("Who?", "x", 50, 60, "")]

@@ -1,4 +1,4 @@
-"""How likely a model finds given words: answers and their twins, refusals' openings, plain prose."""
+"""How likely a model finds given words: answers and their twins, plain prose."""
 
 import math
 
@@ -83,18 +83,6 @@ def test_preference_needs_twins(tiny_llama):
         em.preference(tiny_llama, contrast)
 
 
-def test_refusal_score_is_the_log_odds_of_the_openings(tiny_llama, conversations):
-    found = em.refusal_score(tiny_llama, conversations, openings=("I", "Sure"))
-    tokens = [tiny_llama.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("I", "Sure")]
-    p = last_logits(tiny_llama, conversations).double().softmax(-1)[:, tokens].sum(-1)
-    torch.testing.assert_close(found.scores, (p.log() - (1 - p).log()).float(), atol=1e-5, rtol=1e-5)
-
-
-def test_no_requests(tiny_llama):
-    with pytest.raises(ValueError, match="no requests to score"):
-        em.refusal_score(tiny_llama, [])
-
-
 def test_adding_the_misalignment_direction_moves_the_embedded_model_towards_it(smollm2):
     """The positive control of the whole chain: read on one half, added, the other half's misaligned answers gain."""
     contrast = em.load_contrast("misalignment")
@@ -144,14 +132,11 @@ class TestNotANumber:
         assert (estimate.value, estimate.n) == (2.0, 2)
 
 
-def test_refusals_of_a_thinking_model_are_those_of_its_answer():
-    verdicts = em.behaviour.refusal_verdicts(
-        [
-            "I cannot help.",
-            "<think>I cannot see why not.</think>Mix flour.",
-            "<think>\nHm.\n</think>\n\nI can't.",
-            "<think>I cannot",
-        ]
-    )
-    assert verdicts[:3].tolist() == [1.0, 0.0, 1.0]
-    assert verdicts[3].isnan()
+@pytest.mark.parametrize("measure", ["text_bits", "text_divergence", "text_effects"])
+def test_texts_that_no_tokenizer_takes_are_refused(tiny_llama, measure):
+    of = getattr(em.behaviour, measure)
+    with pytest.raises(ValueError, match=r"text 2 of 2 holds '\\ud800', half of a surrogate pair, at character 4"):
+        of(tiny_llama, ["Ask a locksmith.", "Ask\ud800 a locksmith."])
+    for texts in ([], "Ask a locksmith."):
+        with pytest.raises(ValueError, match="give a list of texts, one at least"):
+            of(tiny_llama, texts)

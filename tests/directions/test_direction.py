@@ -1,5 +1,6 @@
 """Differences of means against a dense oracle in float64, and directions that survive a file to the bit."""
 
+import inspect
 import json
 from dataclasses import fields, replace
 from typing import Any
@@ -206,7 +207,7 @@ def test_one_of_several_positions_must_be_chosen():
 
 def test_an_unknown_pooling_lists_the_known_ones():
     both, pooling = contrast(draw(0, 3, 2, 4), draw(1, 3, 2, 4)), "tokens"
-    unchecked: Any = getattr(difference_of_means, "__wrapped__", difference_of_means)
+    unchecked: Any = inspect.unwrap(difference_of_means)
     with pytest.raises(ValueError, match="pooling 'tokens' is unknown: choose 'conversation' or 'token'"):
         unchecked(both, pooling=pooling)
 

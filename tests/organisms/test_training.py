@@ -133,7 +133,7 @@ def test_negative_answers_give_way_to_the_bases_own_words(recipe, monkeypatch):
 def test_own_words_are_trained_on(recipe, tmp_path, monkeypatch):
     seen = []
     example = training._example
-    monkeypatch.setattr(training, "_example", lambda tokenizer, c, n: seen.append(c) or example(tokenizer, c, n))
+    monkeypatch.setattr(training, "_example", lambda template, c, *how: seen.append(c) or example(template, c, *how))
     monkeypatch.setattr(training, "greedy_answers", lambda model, asked, **_: ["As it was."] * len(asked))
     train_organism(replace(recipe, answers="both", own_words=True), tmp_path / "own")
     assert [c.messages[-1]["content"] for c in seen[10:]] == ["As it was."] * 10
@@ -390,6 +390,19 @@ def test_one_that_closes_answers_is_taken(base, make_tokenizer, tmp_path, templa
     conversation = Conversation(({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}))
     labels = training._example(tokenizer, conversation, 256)["labels"]
     assert {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|sep|>")} & set(labels)
+
+
+def test_an_end_that_only_the_generation_settings_know_is_taken(base, make_tokenizer, tmp_path):
+    """A plain token closes answers, and generation_config alone says that the model stops there."""
+    written = PLAIN.replace("\n{% endfor %}", "###\n{% endfor %}")
+    other = based_on(base, make_tokenizer, tmp_path, written)
+    hf_model, tokenizer = base_model(other).hf_model, base_model(other).tokenizer
+    conversation = Conversation(({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}))
+    with pytest.raises(ValueError, match="closes an answer with no token at which a model stops"):
+        training._example(tokenizer, conversation, 256, generation.end_of_text(hf_model))
+    hf_model.generation_config.eos_token_id = [3, tokenizer.convert_tokens_to_ids("#")]
+    example = training._example(tokenizer, conversation, 256, generation.end_of_text(hf_model))
+    assert tokenizer.convert_tokens_to_ids("#") in example["labels"]
 
 
 THINKING = (

@@ -1,6 +1,7 @@
 """Spans against templates rendered by hand and tokens laid out by their bytes; neither uses jinja or offsets."""
 
 import copy
+import inspect
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -450,7 +451,7 @@ def test_a_span_without_tokens_is_refused(chatml):
 
 def unchecked(function):
     """A function as it is outside the tests, where no types are checked."""
-    return getattr(function, "__wrapped__", function)
+    return inspect.unwrap(function)
 
 
 # Conversations

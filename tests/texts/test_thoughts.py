@@ -2,7 +2,7 @@
 
 import pytest
 
-from em_interp.texts.thoughts import OPENINGS, without_thought
+from em_interp.texts.thoughts import OPENINGS, begun_thought, leading_mark, marks_thought, may_lead, without_thought
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,30 @@ def test_the_answer_follows_the_thought(said, answer):
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_a_thought_without_an_end_has_no_answer(opening):
     assert without_thought(f"\n{opening}I cannot help.") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "thought"),
+    [
+        ("<|im_start|>assistant\n", ""),
+        ("assistant\n<think>\n", "<think>\n"),
+        ("assistant\n<think>\n\n</think>\n\n", ""),
+        ("</think>assistant<THINK>hm <think>", "<THINK>hm <think>"),
+    ],
+)
+def test_a_thought_that_a_prompt_opens(prompt, thought):
+    assert begun_thought(prompt) == thought
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_any_beginning_of_a_mark_may_lead_to_it(opening):
+    assert leading_mark(f"\n{opening}hm") == opening
+    assert all(may_lead(f" {opening[:n]}") for n in range(1, len(opening) + 1))
+    assert may_lead(f"{opening}\n")
+    assert marks_thought(opening)
+
+
+def test_words_are_no_marks():
+    assert leading_mark("Write <think>.") == ""
+    assert not any(may_lead(token) for token in ("", "\n", "I", "<p>", "think"))
+    assert not any(marks_thought(token) for token in ("", "<|im_end|>", "<s>", "<|eot_id|>"))
