@@ -93,7 +93,7 @@ def check_blocks(bridge: Any, name: str, kind: str) -> None:
 def check_rows(hf_model: Any, name: str) -> None:
     """Refuse a model in which a token is read by those before it, or a text by what shares a batch with it.
 
-    The same six tokens are read behind padding and with two more after them: their logits must be the same.
+    Six tokens are read alone, behind padding, and with two more after them: their logits must be the same.
 
     Raises:
         ValueError: they are not.
@@ -103,14 +103,14 @@ def check_rows(hf_model: Any, name: str) -> None:
     whole = torch.ones_like(ids)
     padded, mask = torch.cat([ids[:, -_PAD:], text], 1), whole.clone()
     mask[:, :_PAD] = 0
+    alone = _logits(hf_model, text, whole[:, :_TEXT])[0]
     behind, longer = _logits(hf_model, torch.cat([padded, ids]), torch.cat([mask, whole]))
-    if _same(behind[_PAD:], longer[:_TEXT]):
-        return
-    alone, longer = _logits(hf_model, text, whole[:, :_TEXT])[0], _logits(hf_model, ids, whole)[0]
     if not torch.isfinite(alone).all():
         return  # it is refused where it is compared with the bridge
+    if _same(behind[_PAD:], alone) and _same(longer[:_TEXT], alone):
+        return
     kind = architecture(hf_model)
-    if not _same(longer[:_TEXT], alone):
+    if not _same(_logits(hf_model, ids, whole)[0, :_TEXT], alone):
         raise ValueError(
             f"{name} ({kind}) is not causal: the logits of a token change with the tokens after it, so it is read in "
             f"another way than it writes; only decoders are read here"

@@ -83,6 +83,14 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"tiny \(LlamaForCausalLM\) is not causal"):
             check_rows(hf_model, "tiny")
 
+    def test_a_token_that_depends_on_all_of_its_batch(self, make_hf_model):
+        """As under PEFT's LILY: rows of one batch are changed alike, and only a row alone shows it."""
+        hf_model = make_hf_model("llama")
+        mixer = hf_model.model.layers[1].mlp
+        mixer.register_forward_hook(lambda module, args, output: output + args[0].mean((0, 1)))
+        with pytest.raises(ValueError, match="is not causal"):
+            check_rows(hf_model, "tiny")
+
     def test_a_row_that_depends_on_those_beside_it(self, make_hf_model):
         hf_model = make_hf_model("llama")
         mixer = hf_model.model.layers[1].mlp
