@@ -30,17 +30,26 @@ _KINDS = {
 
 
 def check_kinds(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Refuse a value that is not what its annotation says, a number that is not finite, and tensors that do not match.
+    """Refuse a value that is not what its annotation says, and a number that is not finite.
 
     Raises:
         ValueError: which, what it is, and what it should be.
     """
-    axes: dict[str, tuple[str, int]] = {}
     for name, value in values.items():
         if not _fits(value, hints[name]):
             raise ValueError(f"{name} is {shown(value)}, and should be {_in_words(hints[name])}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}: give a finite number")
+
+
+def check_axes(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Refuse tensors of which one axis has two lengths.
+
+    Raises:
+        ValueError: which tensors, and their lengths.
+    """
+    axes: dict[str, tuple[str, int]] = {}
+    for name, value in values.items():
         for axis, size in zip(getattr(hints[name], "dim_str", "").split(), getattr(value, "shape", ()), strict=False):
             other, wanted = axes.setdefault(axis, (name, size))
             if axis != "_" and size != wanted:
@@ -141,5 +150,5 @@ def path_of(source: Any, what: str) -> Path:
     text = os.fspath(source)
     well = isinstance(text, str) and text.strip() and "\0" not in text and not re.search("[\ud800-\udfff]", text)
     if not well or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
-        raise ValueError(f"{shown(text)} is not a path: name the file of the {what}")
+        raise ValueError(f"{shown(text)} is not a path: give the name of a file or a folder")
     return Path(text)

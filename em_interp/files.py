@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from em_interp.checks import check_kinds, path_of, shown
+from em_interp.checks import check_axes, check_kinds, path_of, shown
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
@@ -247,15 +247,14 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a folder, is truncated, is not safetensors, or holds something else.
+        ValueError: the file is truncated, is not safetensors, or holds something else.
     """
     from safetensors import SafetensorError, safe_open
 
     path = path_of(path, what)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the file in it that holds the {what}")
     if not path.is_file():
-        raise FileNotFoundError(f"no {what} at {path}")
+        advice = ", which is a folder: name the file in it" if path.is_dir() else ""
+        raise FileNotFoundError(f"no {what} at {path}{advice}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -305,6 +304,7 @@ def check_fields(
         raise ValueError(f"{path} {said}: it was not written by {what.capitalize()}.save, so save the {what} again")
     try:
         check_kinds(found, hints)
+        check_axes(found, hints)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; save the {what} again") from error
 

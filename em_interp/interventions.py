@@ -394,11 +394,11 @@ def _number(what: str, values: int | float | Tensor, direction: AnyDirection, si
 
 def _finite(what: str, value: Any, at: str = "") -> float:
     try:
-        number = math.nan if isinstance(value, str | bytes) else float(value)
+        number: Any = value if isinstance(value, str | bytes) else float(value)
     except (RuntimeError, TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{what} is {value!r}{at}: give a finite number")
+        number = value
+    if not isinstance(number, float) or not math.isfinite(number):
+        raise ValueError(f"{what} is {number!r}{at}: give a finite number")
     return number
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import em_interp as em
-from em_interp.checks import check_kinds, path_of, shown
+from em_interp.checks import check_axes, check_kinds, path_of, shown
 from em_interp.files import write_atomically
 from tests.builders import contrast, directions, trajectory
 
@@ -45,9 +45,9 @@ def test_a_value_of_another_kind(value, hint, says):
 
 def test_tensors_that_do_not_match():
     hints = {"a": Float[Tensor, "layer d_model"], "b": Float[Tensor, " layer"], "c": Float[Tensor, "_ _"]}
-    check_kinds({"a": torch.ones(3, 5), "b": torch.ones(3), "c": torch.ones(2, 4)}, hints)
+    check_axes({"a": torch.ones(3, 5), "b": torch.ones(3), "c": torch.ones(2, 4)}, hints)
     with pytest.raises(ValueError, match="b has 2 along its axis 'layer', and a has 3"):
-        check_kinds({"a": torch.ones(3, 5), "b": torch.ones(2)}, hints)
+        check_axes({"a": torch.ones(3, 5), "b": torch.ones(2)}, hints)
 
 
 def test_values_of_the_kind_pass():
@@ -70,7 +70,7 @@ def test_what_is_not_a_path(source):
 
 @pytest.mark.parametrize("source", ["", "  ", "a\0b"])
 def test_what_no_file_is_called(source):
-    with pytest.raises(ValueError, match="is not a path: name the file of the direction"):
+    with pytest.raises(ValueError, match="is not a path: give the name of a file"):
         path_of(source, "direction")
 
 
@@ -158,7 +158,7 @@ class TestLoading:
 
     def test_a_folder_and_nothing(self, saved, tmp_path):
         what, kind, path = saved
-        with pytest.raises(ValueError, match=f"is a folder: name the file in it that holds the {what}"):
+        with pytest.raises(FileNotFoundError, match=f"no {what} at .*, which is a folder: name the file in it"):
             kind.load(tmp_path)
         with pytest.raises(FileNotFoundError, match=f"no {what} at"):
             kind.load(tmp_path / "other")
