@@ -219,7 +219,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         ),
         "clustered_rate": (
             em.clustered_rate,
-            {"hits": torch.tensor([1.0, 0, 1]), "groups": ("a", "b", "c"), "n_resamples": 20},
+            {"hits": torch.tensor([1.0, 0, 1]), "groups": ("a", "b", "c"), "n_resamples": 40},
             {"hits": [*scores, *w.things], **groups, **rate},
         ),
         "mean_by_question": (
@@ -229,7 +229,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         ),
         "misalignment_rate": (
             em.misalignment_rate,
-            {"scores": judged, "groups": ("a", "b", "c"), "n_resamples": 20},
+            {"scores": judged, "groups": ("a", "b", "c"), "n_resamples": 40},
             {"scores": w.things, **groups, **rate, "misaligned": n, "coherent": n},
         ),
         "compare": (

@@ -300,5 +300,5 @@ def _question_rate(question: str, hits: Float[Tensor, ""], judged: Float[Tensor,
 
 
 def _check_resamples(n_resamples: int) -> None:
-    if n_resamples < 20:
-        raise ValueError(f"n_resamples is {n_resamples}: a spread takes at least 20, and 2000 is a good number")
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples is {n_resamples}: a spread takes two at least, and 2000 is a good number")
