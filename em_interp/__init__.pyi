@@ -14,7 +14,7 @@ from . import (
     statistics,
     texts,
 )
-from .activations import Activations, read_contrast, residual_stream
+from .activations import Activations, ContrastActivations, component_outputs, read_contrast, residual_stream
 from .behaviour import (
     BehaviourKey,
     Scores,
@@ -29,6 +29,7 @@ from .behaviour import (
     respond,
     standard_behaviours,
     steering_curve,
+    text_bits,
 )
 from .circuits import logit_lens
 from .directions import (
@@ -67,6 +68,7 @@ __all__ = [
     "Activations",
     "BehaviourKey",
     "Contrast",
+    "ContrastActivations",
     "Direction",
     "Scores",
     "Trajectory",
@@ -77,6 +79,7 @@ __all__ = [
     "circuits",
     "clustered_rate",
     "compare",
+    "component_outputs",
     "conclusions",
     "convergence",
     "cosine_map",
@@ -128,6 +131,7 @@ __all__ = [
     "standardised",
     "statistics",
     "steering_curve",
+    "text_bits",
     "texts",
     "train_organism",
     "without_adapter",

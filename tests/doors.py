@@ -191,6 +191,44 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
     return {
         "Activations": (em.Activations, vars(w.read.positive), dict.fromkeys(vars(w.read.positive), w.things)),
         "Direction": (em.Direction, vars(direction), {key: [*w.things, NAN, "�"] for key in vars(direction)}),
+        "ContrastActivations": (
+            em.ContrastActivations,
+            vars(w.read),
+            dict.fromkeys(vars(w.read), w.things),
+        ),
+        "component_outputs": (
+            em.component_outputs,
+            {"model": w.model, "conversations": w.pairs.positive[:2]},
+            {**model, **hooks, **read, "conversations": conversations(), "site": []},
+        ),
+        "text_bits": (
+            em.text_bits,
+            {"model": w.model, "texts": ["A short text.", "Another one."]},
+            {**model, **hooks, "texts": [*lists("A short text."), ["\ud800"], [""]], "batch_tokens": few},
+        ),
+        **{
+            name: (getattr(em, name), {"contrast": w.read}, contrast)
+            for name in ("standardised", "lda", "paired", "logistic", "principal")
+        },
+        "permuted_directions": (
+            em.permuted_directions,
+            {"contrast": w.read, "n": 2, "seed": 0},
+            {**contrast, "n": few, "seed": n, "pooling": texts},
+        ),
+        "estimators_compared": (
+            em.estimators_compared,
+            {"contrast": w.read, "estimators": ["paired"]},
+            {
+                **contrast,
+                "model": w.things[1:],
+                "estimators": [v for v in lists("paired") if v is not None],
+                "layer": n,
+                "scale": [v for v in n if v is not None],
+                "behaviours": w.things[1:],
+                "n_folds": n,
+                "seed": n,
+            },
+        ),
         "Contrast": (em.Contrast, vars(w.pairs), dict.fromkeys(("name", "positive", "negative"), w.things)),
         "Scores": (em.Scores, vars(judged), {key: [*w.things, *vectors(3)] for key in vars(judged)}),
         "Trajectory": (
@@ -235,7 +273,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         "compare": (
             em.compare,
             {"a": w.read, "b": w.read, "n_resamples": 40},
-            {"a": w.things, "b": w.things, "controls": lists(w.read), **rate},
+            {"a": w.things, "b": w.things, "controls": lists(w.read), "metric": texts, **rate},
         ),
         "conclusions": (
             em.conclusions,
@@ -255,6 +293,8 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
                 "removals": [*lists("one_layer"), ["one_layer"] * 2],
                 "n_random": few,
                 "behaviours": w.things[1:],
+                "contrasts": [*w.things[1:], *lists(w.read)],
+                "n_null": few,
                 "seed": n,
             },
         ),
@@ -346,7 +386,11 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
                 "file": w.paths[1:],
             },
         ),
-        "separability": (em.separability, {"contrast": w.read}, {**contrast, "n_folds": n, "seed": n}),
+        "separability": (
+            em.separability,
+            {"contrast": w.read},
+            {**contrast, "estimator": [*texts, *w.things], "n_folds": n, "seed": n},
+        ),
         "site": (em.site, {"model": w.model, "layer": 1}, {**model, "layer": n}),
         "standard_behaviours": (
             em.standard_behaviours,

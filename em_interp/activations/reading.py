@@ -141,6 +141,7 @@ class ContrastActivations:
 
     def __post_init__(self) -> None:
         """Refuse classes that were not read alike."""
+        check_own(self)
         for what in ("layers", "site", "span", "model", "d_model"):
             ours, theirs = getattr(self.positive, what), getattr(self.negative, what)
             if ours != theirs:
@@ -255,6 +256,7 @@ def read_contrast(  # noqa: PLR0913 - what residual_stream takes
     )
 
 
+@door
 def component_outputs(  # noqa: PLR0913 - what residual_stream takes
     model: TransformerLensModel,
     conversations: Sequence[Messages],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from em_interp.activations.forward import logits_at_spans
 from em_interp.activations.reading import Messages
-from em_interp.checks import shown
+from em_interp.checks import door, shown
 from em_interp.files import lone_surrogate
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
@@ -30,6 +30,7 @@ def answer_log_probs(
     return _mean_log_probs(hooked, encoded, hooks, batch_tokens)
 
 
+@door
 def text_bits(
     model: TransformerLensModel, texts: Sequence[str], hooks: HookPairs = (), *, batch_tokens: int | None = None
 ) -> Float[Tensor, " text"]:
