@@ -31,12 +31,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/em-interp demo --out report
 
-# Two processes share the cores: threads that spin while they wait would fight.
-test notebooks: export OMP_WAIT_POLICY = passive
+# Two processes share the cores: a second thread in each would fight with them.
+test notebooks: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
-notebooks: export OMP_NUM_THREADS = 1
 notebooks: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=600 notebooks
 

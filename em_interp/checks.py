@@ -125,6 +125,8 @@ def _in_words(hint: Any) -> str:
 def _named(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Sequence, Iterable, Collection):
+        return "a list"
     if get_origin(kind) is tuple:
         return f"a list, each {_in_words(get_args(kind)[0])}"
     return getattr(get_origin(kind) or kind, "__name__", str(kind))

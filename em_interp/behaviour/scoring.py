@@ -43,6 +43,7 @@ def text_bits(
     return -_mean_log_probs(hooked, _plain_texts(hooked, texts), hooks, batch_tokens) / math.log(2)
 
 
+@door
 def text_divergence(
     model: TransformerLensModel, texts: Sequence[str], hooks: HookPairs = (), *, batch_tokens: int | None = None
 ) -> Float[Tensor, " text"]:
@@ -61,6 +62,7 @@ class TextEffects(NamedTuple):
 
 
 @torch.inference_mode()
+@door
 def text_effects(
     model: TransformerLensModel, texts: Sequence[str], hooks: HookPairs = (), *, batch_tokens: int | None = None
 ) -> TextEffects:

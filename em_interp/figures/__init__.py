@@ -10,7 +10,6 @@ from em_interp.figures.directions import (
     projections,
 )
 from em_interp.figures.effects import cross_effects, steering_curve
-from em_interp.figures.estimators import estimators
 from em_interp.figures.organisms import (
     added_by_layer,
     convergence_map,
@@ -18,6 +17,7 @@ from em_interp.figures.organisms import (
     organism_effects,
 )
 from em_interp.figures.phases import effect_by_step, phase_change, training_path
+from em_interp.figures.rival_estimators import estimators
 from em_interp.figures.style import (
     CEILING,
     COLORS,

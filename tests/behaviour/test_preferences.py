@@ -137,6 +137,7 @@ def test_texts_that_no_tokenizer_takes_are_refused(tiny_llama, measure):
     of = getattr(em.behaviour, measure)
     with pytest.raises(ValueError, match=r"text 2 of 2 holds '\\ud800', half of a surrogate pair, at character 4"):
         of(tiny_llama, ["Ask a locksmith.", "Ask\ud800 a locksmith."])
-    for texts in ([], "Ask a locksmith."):
-        with pytest.raises(ValueError, match="give a list of texts, one at least"):
-            of(tiny_llama, texts)
+    with pytest.raises(ValueError, match=r"texts is \[\]: give a list of texts, one at least"):
+        of(tiny_llama, [])
+    with pytest.raises(TypeError, match=r"texts is 'Ask a locksmith\.', and should be a list"):
+        of(tiny_llama, "Ask a locksmith.")

@@ -125,10 +125,10 @@ def covered(c: Comparison, truth: float = TRUTH) -> float:
 
 
 CELLS = [
-    *(Plant(48, strength, "isotropic") for strength in (0.25, 0.4, 0.8)),
-    *(Plant(48, strength, "anisotropic") for strength in (0.35, 0.5, 0.8)),
-    *(Plant(192, strength, "isotropic") for strength in (0.125, 0.2, 0.4)),
-    *(Plant(192, strength, "anisotropic") for strength in (0.175, 0.25, 0.4)),
+    *(Plant(48, strength, "isotropic") for strength in (0.25, 0.8)),
+    *(Plant(48, strength, "anisotropic") for strength in (0.35, 0.8)),
+    *(Plant(192, strength, "isotropic") for strength in (0.125, 0.4)),
+    *(Plant(192, strength, "anisotropic") for strength in (0.175, 0.4)),
     Plant(48, 0.5, "anisotropic", "unpaired"),
     Plant(48, 0.5, "anisotropic", "shared"),
 ]
