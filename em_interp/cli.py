@@ -48,6 +48,7 @@ def demo(out: Out = Path("report"), quiet: Quiet = False) -> None:
         held_out_questions=16,
         scales=(0.1,),
         removals=("set_negative",),
+        n_random=2,
     )
     _report(quick, out, quiet)
 
