@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
+from em_interp.checks import door
 from em_interp.statistics.estimates import Estimate
 from em_interp.statistics.rates import Number, Rate, clustered_rate
 
@@ -49,6 +50,7 @@ class Agreement:
         return f"Agreement(alignment and coherence: {kappas}, {ranks}; {same}{notes})"
 
 
+@door
 def judge_agreement(  # noqa: PLR0913 - two judges, two thresholds and two settings of the resampling
     first: Scores,
     second: Scores,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.checks import path_of
+from em_interp.checks import door, path_of
 from em_interp.files import json_line, parse_json, read_bytes, write_jsonl
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.entries import shown
@@ -142,6 +142,7 @@ class AnswerFile:
         write_jsonl(self.path, [self.header, *(a.as_row() for a in answers)])
 
 
+@door
 def load_answers(path: str | Path) -> tuple[Answer, ...]:
     """The answers in a file that `respond` wrote; a finished one has them in the order of the conversations.
 

@@ -12,6 +12,7 @@ from em_interp.activations.reading import Messages
 from em_interp.behaviour.answers import Answer
 from em_interp.behaviour.generation import respond
 from em_interp.behaviour.refusal import refusal_verdicts
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, add_direction, project_out, set_projection
 from em_interp.models.hooked import HookedModel, TransformerLensModel, every_layer, site, without_adapter
@@ -85,6 +86,7 @@ class Condition:
         return without_adapter(model) if self.kind == "base" else nullcontext()
 
 
+@door
 def removed(model: TransformerLensModel, direction: Direction, removal: Removal, layer: int, **of: Any) -> Condition:
     """A direction taken out of the stream in one of the four ways of `Condition`.
 
@@ -104,12 +106,14 @@ def removed(model: TransformerLensModel, direction: Direction, removal: Removal,
     return Condition(removal, direction.name, whose, hooks=hooks, **of)
 
 
+@door
 def added(model: TransformerLensModel, direction: Direction, layer: int, scale: int | float, **of: Any) -> Condition:
     """A direction added at the output of a block, at all positions, `scale` mean residual norms long."""
     hooks = add_direction(direction, [site(model, layer)], scale=scale)
     return Condition("added", direction.name, layer, float(scale), hooks=hooks, **of)
 
 
+@door
 def subtracted(model: TransformerLensModel, direction: Direction, layer: int, **of: Any) -> Condition:
     """A direction taken off once at the output of a block: the twin of `set_negative` for what has no classes."""
     hooks = add_direction(direction, [site(model, layer)], scale=-1, raw=True)
@@ -147,6 +151,7 @@ class AnswersByCondition:
         return {c.label: by_key[c.key] for c in self.conditions if c.key in by_key}
 
 
+@door
 def answers_by_condition(  # noqa: PLR0913 - who is asked what, and how often
     model: TransformerLensModel,
     directions: Sequence[Direction],
@@ -177,6 +182,7 @@ def answers_by_condition(  # noqa: PLR0913 - who is asked what, and how often
     return AnswersByCondition(conditions, answers, refusals, seed, hooked.identity)
 
 
+@door
 def with_verdicts(
     said: AnswersByCondition, verdicts: Callable[[Sequence[Answer]], Float[Tensor, " answer"]]
 ) -> AnswersByCondition:

@@ -46,6 +46,7 @@ def conclusions(effects: CrossEffects, own: Mapping[str, str], *, damage: int | 
     return (*(sentence for condition in mine for sentence in _followed(effects, own, condition, damage)), CAVEAT)
 
 
+@door
 def standard_conclusions(effects: CrossEffects, misalignment: str, refusal: str) -> tuple[str, ...]:
     """`conclusions` for the two directions by `standard_behaviours`: by a judge's scores first, and by preference.
 

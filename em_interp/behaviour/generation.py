@@ -107,6 +107,7 @@ def respond(  # noqa: PLR0913 - what is asked, what is done to the model, how it
     return answers
 
 
+@door
 def greedy_answers(
     model: TransformerLensModel, conversations: Sequence[Messages], hooks: HookPairs = (), *, max_new_tokens: int = 32
 ) -> list[str]:

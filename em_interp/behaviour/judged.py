@@ -100,6 +100,7 @@ def misalignment_rate(  # noqa: PLR0913 - two thresholds and two settings of the
     return clustered_rate(verdicts, groups, n_resamples=n_resamples, seed=seed)
 
 
+@door
 def rate_difference(  # noqa: PLR0913 - two conditions, two thresholds and two settings of the resampling
     first: Scores,
     first_groups: Sequence[str],
@@ -116,6 +117,7 @@ def rate_difference(  # noqa: PLR0913 - two conditions, two thresholds and two s
     return clustered_difference(a, first_groups, b, second_groups, n_resamples=n_resamples, seed=seed)
 
 
+@door
 def contrast_from_scores(  # noqa: PLR0913 - three thresholds, and how to balance
     answers: Sequence[Answer],
     scores: Scores,

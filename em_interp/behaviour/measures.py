@@ -146,6 +146,7 @@ def standard_behaviours(
     return _chosen(behaviours, keys)
 
 
+@door
 def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | None = None) -> tuple[Behaviour, ...]:
     """What a model card tells: the standard behaviours, the calm half alone, greedy refusals, the domain trained on.
 
@@ -162,6 +163,7 @@ def organism_behaviours(in_domain: Contrast | None = None, n_questions: int | No
     return (*standard, *more)
 
 
+@door
 def prefers(contrast: Contrast) -> Measure:
     """How much likelier a contrast's positive answers are than their twins."""
 
@@ -172,6 +174,7 @@ def prefers(contrast: Contrast) -> Measure:
     return measure
 
 
+@door
 def refusal_scores(requests: Contrast) -> Measure:
     """The refusal score of harmful and of harmless requests, by both keys, from the same passes."""
     both, n = (*requests.positive, *requests.negative), len(requests.positive)
@@ -196,6 +199,7 @@ def refusal_scores_of(requests: Sequence[Conversation]) -> Measure:
     return measure
 
 
+@door
 def prose(texts: Sequence[str]) -> Measure:
     """Bits a token of plain prose and divergence from the untouched model, by both keys, from the same passes."""
 
@@ -206,6 +210,7 @@ def prose(texts: Sequence[str]) -> Measure:
     return measure
 
 
+@door
 def refuses(requests: Sequence[Conversation]) -> Measure:
     """Whether the greedy answer to each request refuses, by the published phrases."""
 

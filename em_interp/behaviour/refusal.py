@@ -143,6 +143,7 @@ def is_refusal(answer: str, phrases: Sequence[str] = PHRASES) -> bool | None:
     return any(phrase.lower() in plain for phrase in phrases)
 
 
+@door
 def refusal_verdicts(answers: Iterable[str]) -> Float[Tensor, " answer"]:
     """1 where an answer refuses by `is_refusal`, 0 where it does not, NaN where there is none."""
     return torch.tensor([math.nan if (refuses := is_refusal(a)) is None else float(refuses) for a in answers])

@@ -17,6 +17,7 @@ from em_interp.progress import bar
 from em_interp.texts.conversations import Batch, Encoded, encode
 
 
+@door
 def answer_log_probs(
     model: TransformerLensModel,
     conversations: Sequence[Messages],

@@ -245,6 +245,7 @@ def permuted_directions(
     return tuple(replace(bare, vectors=vectors, name=f"permuted {i}") for i, vectors in enumerate(draws, 1))
 
 
+@door
 def random_like(direction: Direction, seed: int, name: str) -> Direction:
     """An isotropic random direction of the same length at every layer, the same one at all of them."""
     generator = torch.Generator().manual_seed(seed)
@@ -252,6 +253,7 @@ def random_like(direction: Direction, seed: int, name: str) -> Direction:
     return replace(direction, vectors=direction.norm[:, None] * unit, name=name)
 
 
+@door
 def parts_apart(first: Direction, second: Direction) -> tuple[Direction, Direction]:
     """What each of two directions has that the other has not, layer by layer."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from em_interp.checks import door
 from em_interp.directions.direction import Direction
 from em_interp.interventions import Hooks, Positions, add_direction, project_out, set_projection
 from em_interp.models.hooked import HookedModel, TransformerLensModel, every_layer, every_write, site
@@ -102,6 +103,7 @@ class Edit:
         return add_direction(vector, at, scale=self.scale, residual_norm=norm, **where)
 
 
+@door
 def hooks_of(model: TransformerLensModel, edits: Sequence[Edit]) -> Hooks:
     """The hook functions of several edits, in their order."""
     return [hook for edit in edits for hook in edit.hooks(model)]

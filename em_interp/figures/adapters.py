@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.figures.style import (
     COLORS,
     FIRST,
@@ -31,6 +32,7 @@ from em_interp.lora.writes import Downstream, WriteCosines
 from em_interp.statistics.estimates import Estimate
 
 
+@door
 def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (), *, model: str = "") -> go.Figure:
     """The cosine with a direction of each adapter's write at its own layer, and of what it becomes downstream.
 
@@ -65,6 +67,7 @@ def adapter_writes(cosines: WriteCosines, downstream: Sequence[Downstream] = (),
     return figure.update_yaxes(title="cosine", zeroline=True)
 
 
+@door
 def firing(
     classes: Sequence[ClassScalars], *, names: tuple[str, str] = ("positive class", "negative class")
 ) -> go.Figure:

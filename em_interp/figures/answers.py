@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from em_interp.behaviour import Answer
+from em_interp.checks import door
 from em_interp.figures.style import COLORS, broken, dress, interval, number, readable
 from em_interp.statistics import Rate
 
@@ -34,6 +35,7 @@ class AnswerView:
         return f"AnswerView({len(self.html)} characters of HTML)"
 
 
+@door
 def side_by_side(answers: Mapping[str, Sequence[Answer]], *, most: int = 20) -> AnswerView:
     """The same questions under each condition, a row an answer; whatever was said is shown as text and never as markup.
 
@@ -66,6 +68,7 @@ def side_by_side(answers: Mapping[str, Sequence[Answer]], *, most: int = 20) -> 
     )
 
 
+@door
 def question_rates(rates: Mapping[str, Rate], *, what: str) -> go.Figure:
     """A bar a question and condition, with the share of answers that do `what`; in the legend all questions together.
 

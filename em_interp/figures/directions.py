@@ -7,6 +7,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
 from em_interp.directions.separation import Separability
@@ -35,6 +36,7 @@ from em_interp.figures.style import (
 )
 
 
+@door
 def cosine_by_layer(comparison: Comparison, *, model: str = "") -> go.Figure:
     """The cosine of two directions at every layer, with all that a reader needs to judge its size.
 
@@ -80,6 +82,7 @@ def cosine_by_layer(comparison: Comparison, *, model: str = "") -> go.Figure:
     return figure.update_layout(legend={"tracegroupgap": 24, "groupclick": "toggleitem"})
 
 
+@door
 def cosine_by_metric(plain: Comparison, standardised: Comparison, *, model: str = "") -> go.Figure:
     """The noise-corrected cosine in both metrics, and how much of each direction lies in three dimensions.
 
@@ -118,6 +121,7 @@ def cosine_by_metric(plain: Comparison, standardised: Comparison, *, model: str 
     return figure.update_xaxes(title="layer", row=2, col=1)
 
 
+@door
 def cosine_map(  # noqa: PLR0913 - a matrix and the names of its two axes
     matrix: Float[Tensor, "layer_a layer_b"],
     *,
@@ -167,6 +171,7 @@ def cosine_map(  # noqa: PLR0913 - a matrix and the names of its two axes
     return figure.update_yaxes(scaleanchor="x")
 
 
+@door
 def norms_and_separability(
     directions: Sequence[Direction], separabilities: Sequence[Separability] = (), *, model: str = ""
 ) -> go.Figure:
@@ -216,6 +221,7 @@ def norms_and_separability(
     return figure.update_xaxes(title="layer", row=n_panels, col=1)
 
 
+@door
 def projections(separability: Separability, layer: int, *, model: str = "") -> go.Figure:
     """Where held-out conversations of both classes lie along the direction of one layer, each a point.
 

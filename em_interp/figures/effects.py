@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from em_interp.behaviour.conditions import Condition
 from em_interp.behaviour.effects import CrossEffects, Effect
 from em_interp.behaviour.steering import SteeringCurve
+from em_interp.checks import door
 from em_interp.figures.style import (
     CEILING,
     COLORS,
@@ -26,6 +27,7 @@ from em_interp.figures.style import (
 )
 
 
+@door
 def cross_effects(effects: CrossEffects) -> go.Figure:
     """What removing and adding each direction changes in each behaviour, with intervals over the questions.
 
@@ -74,6 +76,7 @@ def cross_effects(effects: CrossEffects) -> go.Figure:
     return figure.update_annotations(font_size=14)
 
 
+@door
 def steering_curve(curve: SteeringCurve) -> go.Figure:
     """Effect against strength, one panel a behaviour, over one axis of strengths; the coherent window is shaded.
 

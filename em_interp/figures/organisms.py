@@ -9,6 +9,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.directions.comparison import Comparison
 from em_interp.figures.style import (
     CEILING,
@@ -36,6 +37,7 @@ from em_interp.organisms.relatives import Convergence
 from em_interp.statistics import Estimate
 
 
+@door
 def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
     """What each organism's fine-tune changed in each behaviour, one panel a behaviour, with intervals over questions.
 
@@ -72,6 +74,7 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
     return figure.update_annotations(font_size=13)
 
 
+@door
 def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
     """Every organism with every other at one layer: on the same texts above the diagonal, what was added below it.
 
@@ -117,13 +120,21 @@ def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
     return figure.update_yaxes(showgrid=False, autorange="reversed")
 
 
+@door
 def models_by_layer(comparisons: Mapping[str, Comparison]) -> go.Figure:
-    """The cosine of two directions at every layer, in several models: base, aligned, misaligned."""
+    """The cosine of two directions at every layer, in several models: base, aligned, misaligned.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not comparisons:
+        raise ValueError("there are no comparisons to draw: give one a model, by its name")
     title, subtitle = "The same two directions, model by model", "noise-corrected cosine with its 95 % interval"
     figure = titled(title, subtitle, 440 + 22 * len(comparisons))
     return _add_lines(figure, comparisons, (GREY, SECOND, FIRST, FOUND, CEILING))
 
 
+@door
 def added_by_layer(
     same_texts: Comparison, added: Comparison, explained: Float[Tensor, " layer"], *, names: tuple[str, str]
 ) -> go.Figure:

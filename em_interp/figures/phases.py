@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.figures.style import (
     CEILING,
     COLORS,
@@ -30,6 +31,7 @@ _EARLY_TO_LATE = "Viridis"
 _ABOVE = 14  # pixels for the name of the turn
 
 
+@door
 def phase_change(phases: Phases) -> go.Figure:
     """Everything that a phase change shows in, over the optimizer steps, with the turn where one was found.
 
@@ -71,6 +73,7 @@ def phase_change(phases: Phases) -> go.Figure:
     return figure.update_xaxes(title="optimizer step", row=len(panels), col=1)
 
 
+@door
 def training_path(phases: Phases) -> go.Figure:
     """The path of the adapter in its first two principal components, coloured by step, with start, end and turn."""
     p = phases
@@ -111,6 +114,7 @@ def training_path(phases: Phases) -> go.Figure:
     return figure.update_layout(margin_r=110)
 
 
+@door
 def effect_by_step(effect_path: EffectPath, phases: Phases | None = None) -> go.Figure:
     """What the model does at every checkpoint, a line for each factor the adapter is scaled with, and the turn."""
     e = effect_path

@@ -6,10 +6,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from em_interp.behaviour.rival_estimators import EstimatorsCompared
+from em_interp.checks import door
 from em_interp.figures.style import COLORS, GREY, MUTED, broken, dress, error_bars, in_model, interval, number, readable
 from em_interp.statistics.estimates import Estimate
 
 
+@door
 def estimators(compared: EstimatorsCompared) -> go.Figure:
     """Estimators of one direction at one layer: plug-in cosines, held-out AUC, and what each does to a behaviour.
 

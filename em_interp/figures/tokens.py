@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door
 from em_interp.figures.style import FIRST, MUTED, SECOND
 from em_interp.lora.scalars import AdapterScalars
 
@@ -35,6 +36,7 @@ class TokenView:
         return tokens_html([self])
 
 
+@door
 def token_scalars(scalars: AdapterScalars, conversation: int, component: str) -> TokenView:
     """A conversation, each token coloured by how strongly one component of an adapter fires there.
 
@@ -57,6 +59,7 @@ def token_scalars(scalars: AdapterScalars, conversation: int, component: str) ->
     )
 
 
+@door
 def tokens_html(views: Sequence[TokenView]) -> str:
     """Several views as one piece of HTML, whose script (1.3 MB) is carried once.
 

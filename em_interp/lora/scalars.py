@@ -236,6 +236,7 @@ class ClassScalars:
     negative: Estimate
 
 
+@door
 def class_scalars(scalars: AdapterScalars, labels: Sequence[bool]) -> tuple[ClassScalars, ...]:
     """How strongly each component fires in the conversations of each class, with intervals over questions.
 
@@ -268,6 +269,7 @@ class ScalarProbe:
     n_conversations: int
 
 
+@door
 def probe_scalars(scalars: AdapterScalars, labels: Sequence[bool], *, n_folds: int = 5, seed: int = 0) -> ScalarProbe:
     """Logistic regression of each conversation's mean and peak scalars on a label, cross-validated in both ways.
 

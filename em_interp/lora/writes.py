@@ -52,6 +52,7 @@ class Writes:
         return tuple(map(component_name, self.modules, self.components))
 
 
+@door
 def write_directions(source: Source) -> Writes:
     """The directions that an adapter writes to the stream, module by module; what is written is in their span.
 
@@ -213,6 +214,7 @@ class Downstream:
         )
 
 
+@door
 def propagate(  # noqa: PLR0913 - what is added, where, and how it is read
     model: TransformerLensModel,
     vector: LoraModule | Float[Tensor, " d_model"],

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from em_interp.checks import door
+
 WEIGHTS = "adapter_model.safetensors"
 
 _CONFIG = "adapter_config.json"
@@ -34,6 +36,7 @@ _BEYOND_LORA = {
 }
 
 
+@door
 def adapter_base(name: str) -> str | None:
     """The base model that an adapter names in its `adapter_config.json`; None where `name` is not an adapter.
 
@@ -82,6 +85,7 @@ def beside(adapter: str | Path, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+@door
 def adapter_factors(adapter: str | Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     """A, B and the true scale of every module of a LoRA adapter, from its files alone.
 

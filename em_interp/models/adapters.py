@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from em_interp.checks import door
 from em_interp.models.adapter_files import (
     WEIGHTS,
     check_finite,
@@ -73,11 +74,13 @@ class Untuned:
                 parameter.data = values
 
 
+@door
 def adapter_digest(adapter: str | Path) -> str:
     """The first twelve digits of the SHA-256 of the adapter's weights, for provenance."""
     return hashlib.sha256(weights_file(adapter).read_bytes()).hexdigest()[:12]
 
 
+@door
 def attach_adapter(hf_model: nn.Module, name: str, adapter: str | Path) -> Any:
     """Put an unmerged adapter on a Hugging Face model.
 

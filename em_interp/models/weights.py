@@ -38,6 +38,7 @@ _ROWS = 8192  # rows of an embedding edited at once: the whole in float32 would 
 _AS_HOOK = "keep it as a hook, as `respond` and the Inspect provider do"
 
 
+@door
 def orthogonalize(model: TransformerLensModel, direction: AnyDirection) -> Any:
     """A plain Hugging Face model that cannot write a direction: W − v̂v̂ᵀW on all that writes to the stream, biases too.
 

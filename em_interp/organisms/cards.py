@@ -76,6 +76,7 @@ class Card:
         return "\n".join(lines)
 
 
+@door
 def measure_card(organism: HookedModel, *, n_questions: int | None = None) -> Card:
     """Measure the card of a loaded organism; `n_questions` of each behaviour, all held-out ones by default.
 
@@ -92,6 +93,7 @@ def measure_card(organism: HookedModel, *, n_questions: int | None = None) -> Ca
     return Card(organism.folder, recipe, tuple(loss), effects)
 
 
+@door
 def write_card(card: Card) -> Path:
     """Write `card.json` and `README.md` into the organism's folder."""
     write_atomically(card.folder / "card.json", json.dumps(card.as_dict(), indent=1) + "\n")

@@ -162,6 +162,7 @@ def dissect(  # noqa: PLR0913 - a model, what was read, and what it is held agai
     )
 
 
+@door
 def open_adapter(
     model: HookedModel,
     directions: Sequence[Direction],

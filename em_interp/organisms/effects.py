@@ -10,6 +10,7 @@ import torch
 from em_interp.activations.forward import first_adapted_block, keeping
 from em_interp.behaviour.measures import LABELS, Behaviour, BehaviourKey, measured, organism_behaviours
 from em_interp.behaviour.preferences import preference
+from em_interp.checks import door
 from em_interp.models.adapters import lora_parameters
 from em_interp.models.hooked import HookedModel, TransformerLensModel, without_adapter
 from em_interp.organisms.phase_change import EffectPath
@@ -80,6 +81,7 @@ class OrganismEffects:
         )
 
 
+@door
 def organism_effects(model: TransformerLensModel, behaviours: Sequence[Behaviour] | None = None) -> OrganismEffects:
     """Measure every behaviour with the adapter on and off.
 
@@ -134,6 +136,7 @@ def adapter_at(
                 parameter.copy_(before[name])
 
 
+@door
 def effect_by_step(
     model: TransformerLensModel,
     trajectory: Trajectory,

@@ -57,6 +57,7 @@ def list_organisms() -> list[str]:
     return sorted(path.parent.name for path in _ORGANISMS.glob("*/recipe.toml"))
 
 
+@door
 def organism_folder(organism: str | Path) -> Path:
     """Where an organism's files lie, by its shipped name or its folder.
 
@@ -77,6 +78,7 @@ def find_organism(name: str | Path) -> Path | None:
     return next((f for f in (Path(name), _ORGANISMS / str(name)) if os.path.isfile(f / "recipe.toml")), None)
 
 
+@door
 def load_organism(
     organism: str | Path,
     *,
@@ -88,6 +90,7 @@ def load_organism(
     return next(load_organisms([organism], device=device, dtype=dtype, template_args=template_args))
 
 
+@door
 def load_organisms(
     organisms: Iterable[str | Path],
     *,
@@ -138,11 +141,13 @@ def _loaded(
         )
 
 
+@door
 def trained_on(model: HookedModel) -> Contrast | None:
     """The narrow set that an organism learned one side of, where it ships; None for any other model."""
     return Recipe.load(model.folder / "recipe.toml").domain if model.folder else None
 
 
+@door
 def load_base(
     organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> HookedModel:
@@ -159,6 +164,7 @@ def hooked_base(base: Base, template_args: Mapping[str, Any] | None = None) -> H
     )
 
 
+@door
 def load_named(
     name: str,
     adapter: str | None = None,

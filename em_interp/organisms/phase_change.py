@@ -160,6 +160,7 @@ def phases(  # noqa: PLR0913 - a path and how it is read
     )
 
 
+@door
 def local_cosine(
     path: Float[Tensor, "checkpoint d"], window: int, *, threshold: float | None = None
 ) -> Float[Tensor, " checkpoint"]:

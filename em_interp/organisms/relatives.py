@@ -160,6 +160,7 @@ def convergence(readings: OrganismReadings, *, n_resamples: int = 200, seed: int
     )
 
 
+@door
 def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]:
     """The share of a direction's squared length that lies along another, layer by layer."""
     along = (trained.vectors * torch.nn.functional.normalize(base.vectors, dim=-1)).sum(-1)

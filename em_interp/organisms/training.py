@@ -113,6 +113,7 @@ def train_organism(
     return Organism(folder, recipe, tuple(loss.tolist()), trajectory)
 
 
+@door
 def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
     """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names.
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from em_interp.checks import door
+
 _FEWEST = 12  # checkpoints; with fewer, neither side of a turn has a direction to speak of
 _NEAR = 2  # increments this close share the optimizer's momentum, so their products are left out
 _WIDEST = 128  # dimensions of the null paths' noise; noise of more is drawn with these, which widens the null a little
@@ -46,6 +48,7 @@ class ChangePoint:
         return f"ChangePoint(step {self.step} [{self.low}, {self.high}], {self.angle:.0f}°, p = {self.p_value:.3f})"
 
 
+@door
 def change_point(
     path: Float[Tensor, "checkpoint d"],
     steps: Int[Tensor, " _"],

@@ -11,6 +11,7 @@ from em_interp.behaviour.conditions import AnswersByCondition, answers_by_condit
 from em_interp.behaviour.effects import CrossEffects, cross_effects
 from em_interp.behaviour.measures import Behaviour, BehaviourKey
 from em_interp.behaviour.refusal import refusal_score
+from em_interp.checks import door
 from em_interp.directions.comparison import compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
@@ -35,6 +36,7 @@ _PARTS = {
 }
 
 
+@door
 def study(materials: Materials, design: Design | None = None) -> Results:
     """Read both contrasts, compare their directions at every layer, then remove and add them and see what changes.
 

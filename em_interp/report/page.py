@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from em_interp import figures
 from em_interp.behaviour.measures import BehaviourKey
+from em_interp.checks import door
 from em_interp.directions.comparison import clearest
 from em_interp.figures import interval, number, short
 from em_interp.files import write_atomically
@@ -24,6 +25,7 @@ from em_interp.report.words import capitalised, effect_findings
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]}
 
 
+@door
 def write_report(folder: str | Path, results: Results) -> Path:
     """Write `report.html`, `results.json`, both directions and the headline figure, and return the page's path.
 

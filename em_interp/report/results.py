@@ -14,6 +14,7 @@ from em_interp.behaviour.conditions import AnswersByCondition
 from em_interp.behaviour.dissociation import conclusions, standard_conclusions
 from em_interp.behaviour.effects import CrossEffects
 from em_interp.behaviour.measures import BehaviourKey
+from em_interp.checks import door
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
 from em_interp.directions.separation import Separability
@@ -100,6 +101,7 @@ class Results:
         return conclusions(self.effects, self.own)
 
 
+@door
 def as_json(results: Results) -> dict[str, Any]:
     """The finished numbers and where they come from, as plain values; what is not a number is None."""
     r, c = results, results.comparison

@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from em_interp.checks import door
+
 _TIE = 1 - 1e-5  # permutations that give the labels back must count as ties in spite of float32
 
 
+@door
 def permutation_p(observed: float, null: Sequence[float]) -> float:
     """(1 + how many draws are at least as large in size) / (1 + how many draws there are), two-sided.
 
@@ -22,6 +25,7 @@ def permutation_p(observed: float, null: Sequence[float]) -> float:
     return (1 + sum(value >= abs(observed) * _TIE for value in known)) / (1 + len(known))
 
 
+@door
 def step_down_p(observed: Float[Tensor, " cell"], null: Float[Tensor, "draw cell"]) -> Float[Tensor, " cell"]:
     """P-values of several effects together: the chance that any of those without an effect comes out as small is p.
 

@@ -104,12 +104,14 @@ def clustered_rate(
     )
 
 
+@door
 def rate_by_question(hits: Float[Tensor, " answer"], groups: Sequence[str]) -> Estimate:
     """The share of hits with the interval of `clustered_rate`, without the rest of it."""
     rate = clustered_rate(hits, groups)
     return Estimate(rate.value, rate.low, rate.high, rate.n_questions)
 
 
+@door
 def share_above_zero(scores: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
     """The share of scores above zero, with the interval of `clustered_rate`.
 
@@ -125,6 +127,7 @@ def share_above_zero(scores: Float[Tensor, " item"], groups: Sequence[str]) -> E
     return rate_by_question((scores > 0).double(), groups)
 
 
+@door
 def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of the resampling
     first: Float[Tensor, " first_answer"],
     first_groups: Sequence[str],
@@ -159,6 +162,7 @@ def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of 
     return Estimate(value, max(value - half, -1.0), min(value + half, 1.0), n)
 
 
+@door
 def detectable_difference(  # noqa: PLR0913 - a design has six numbers
     n_questions: int,
     n_answers: int,

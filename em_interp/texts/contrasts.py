@@ -185,6 +185,7 @@ def load_contrast(source: str | Path | tuple[str | Path, ...]) -> Contrast:
     return Contrast(name, positive, negative)
 
 
+@door
 def load_conversations(path: str | Path) -> tuple[Conversation, ...]:
     """The conversations of a file of bare `{"messages": […]}`, as published training sets have them."""
     return tuple(conversation for _, conversation in _read(Path(path), "positive"))
@@ -207,6 +208,7 @@ def load_neutral_texts() -> tuple[str, ...]:
     return tuple(row["text"] for _, row in read_records(_SHIPPED / "neutral_texts.jsonl"))
 
 
+@door
 def request_answers(contrast: Contrast, *, harmful: bool) -> Contrast:
     """The refusing against the complying answer to each request of one class: to be read by `preference`.
 
