@@ -16,6 +16,7 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_NAME = 255  # bytes, on the file systems at hand
 
 _KINDS = {
@@ -150,7 +151,7 @@ def path_of(source: Any, what: str) -> Path:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"{shown(source)} is not a path: give the file of the {what} as text or as a Path")
     text = os.fspath(source)
-    well = isinstance(text, str) and text.strip() and "\0" not in text and not re.search("[\ud800-\udfff]", text)
+    well = isinstance(text, str) and text.strip() and "\0" not in text and not SURROGATE.search(text)
     if not well or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
         raise ValueError(f"{shown(text)} is not a path: give the name of a file or a folder")
     return Path(text)

@@ -10,17 +10,18 @@ import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
 
-from em_interp.checks import check_axes, check_kinds, path_of, shown
+from em_interp.checks import SURROGATE, check_axes, check_kinds, path_of, shown
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+T = TypeVar("T")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _MOST_DIGITS = 400
 _NOT_TEXT = {
@@ -146,7 +147,7 @@ def parse_json(text: str) -> Any:
 
 def lone_surrogate(text: str) -> str:
     """Where a text holds half of a surrogate pair, in words; empty where it holds none."""
-    found = _SURROGATE.search(text)
+    found = SURROGATE.search(text)
     return f"{found[0]!r}, half of a surrogate pair, at character {found.start() + 1}" if found else ""
 
 
@@ -276,21 +277,32 @@ def read_tensors(path: str | Path, what: str, *, key: str | None = None) -> tupl
     return tensors, record
 
 
-def read_fields(path: str | Path, what: str, cls: type, *, derived: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass's object that `write_tensors` wrote, tensors and record together, lists as tuples.
+def read_object(path: str | Path, what: str, cls: type[T], *, derived: Collection[str] = ()) -> T:
+    """An object of a dataclass from what `write_tensors` wrote, its fields tensors and record together.
 
     What is `derived` follows from the others, was written for other readers, and is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as for `read_tensors`; a field that is missing, is not one of these, or is of another kind.
+        ValueError: as for `read_tensors`; a field that is missing, is not one of these, or is of another kind; or what
+            the object itself refuses.
     """
     tensors, record = read_tensors(path, what)
     written = {name: value for name, value in {**record, **tensors}.items() if name not in derived}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in written.items()}
-    optional = [field.name for field in fields(cls) if field.default is not MISSING]
+    optional = [field.name for field in fields(cast(Any, cls)) if field.default is not MISSING]
     check_fields(path, what, found, get_type_hints(cls), optional)
-    return found
+    with damaged(path):
+        return cls(**found)
+
+
+@contextmanager
+def damaged(path: str | Path) -> Iterator[None]:
+    """Inside, what an object refuses of its fields is said of the file that they come from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def check_fields(

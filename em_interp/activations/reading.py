@@ -13,7 +13,7 @@ from torch import Tensor
 
 from em_interp.activations.forward import free_below, is_untouched_below, texts_key, through_blocks
 from em_interp.checks import check_own, door
-from em_interp.files import read_fields, write_tensors
+from em_interp.files import read_object, write_tensors
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.models.sites import SITES
 from em_interp.progress import bar
@@ -123,11 +123,7 @@ class Activations:
             ValueError: the file is truncated, is not a safetensors file, or holds something else than activations; a
                 field is missing or of another kind.
         """
-        found = read_fields(path, "activations", cls)
-        try:
-            return cls(**found)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        return read_object(path, "activations", cls)
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,7 +137,7 @@ def _before(encoded: Sequence[Encoded]) -> list[Encoded]:
 
 def _plain_texts(hooked: HookedModel, texts: Sequence[str]) -> list[Encoded]:
     """Texts without a chat template, every token but the first in the span."""
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts) or not len(texts):
+    if not texts:
         raise ValueError(f"texts is {shown(texts)}: give a list of texts, one at least")
     for number, text in enumerate(texts, 1):
         if found := lone_surrogate(text):

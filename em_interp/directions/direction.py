@@ -11,7 +11,7 @@ from torch import Tensor
 
 from em_interp.activations.reading import ContrastActivations
 from em_interp.checks import check_own
-from em_interp.files import read_fields, write_tensors
+from em_interp.files import read_object, write_tensors
 
 _TENSORS = ("vectors", "residual_norm", "positive_projection", "negative_projection")
 _FEW = 3  # dimensions whose share of the squared length is told
@@ -146,11 +146,7 @@ class Direction:
             ValueError: the file is truncated, is not a safetensors file, or holds something else than a direction; a
                 field is missing or of another kind.
         """
-        found = read_fields(path, "direction", cls, derived=("dominance",))
-        try:
-            return cls(**found)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        return read_object(path, "direction", cls, derived=("dominance",))
 
     @classmethod
     def from_vectors(  # noqa: PLR0913 - a direction has this much to it

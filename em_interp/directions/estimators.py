@@ -12,7 +12,7 @@ from torch import Tensor
 from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.checks import door
 from em_interp.directions.direction import Direction
-from em_interp.statistics.resampling import permuted_labels
+from em_interp.statistics.resampling import class_sums, numbered, permuted_labels
 
 Pooling = Literal["conversation", "token"]
 
@@ -341,13 +341,12 @@ def _differences(contrast: ContrastActivations) -> Float[Tensor, "question layer
             f"{len(alone)} questions of {contrast.name!r} have conversations of one class only, such as {min(alone)!r}:"
             f" differences within questions need both, so leave those out or choose another estimator"
         )
-    means = []
-    for side in sides:
-        of = torch.tensor([contrast.groups.index(group) for group in side.groups])
-        sums = torch.zeros(len(contrast.groups), *side.values.shape[1:], dtype=torch.float64)
-        sums.index_add_(0, of, side.values.double())
-        means.append(sums / of.bincount(minlength=len(contrast.groups))[:, None, None])
-    return means[0] - means[1]
+    rows = torch.cat([side.values for side in sides]).double().transpose(0, 1)
+    positive = torch.arange(rows.shape[1]) < len(sides[0])
+    question = numbered(sides[0].groups + sides[1].groups)
+    counts = class_sums(torch.ones(rows.shape[1], 1, dtype=torch.float64), positive, question)
+    means = class_sums(rows, positive, question) / counts
+    return (means[:, 0] - means[:, 1]).transpose(0, 1)
 
 
 def _solved(

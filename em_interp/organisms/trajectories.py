@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from em_interp.checks import check_own
-from em_interp.files import check_fields, read_tensors, write_tensors
+from em_interp.files import check_fields, damaged, read_tensors, write_tensors
 
 _BESIDE = ("steps", "loss", "grad_norm")  # the factors
 
@@ -98,7 +98,5 @@ class Trajectory:
         hints = dict.fromkeys(tensors, matrix) | {name: get_type_hints(cls)[name] for name in _BESIDE}
         check_fields(path, "trajectory", tensors, hints)
         beside = {name: tensors.pop(name) for name in _BESIDE}
-        try:
+        with damaged(path):
             return cls(factors=tensors, recipe=recipe, **beside)
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error

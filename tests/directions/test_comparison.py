@@ -25,15 +25,6 @@ N_SIMULATIONS = 200
 TRUTH = 0.3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The matrices are small: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -28,15 +28,6 @@ from em_interp.directions.estimators import (
 from em_interp.directions.separation import separability
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Small tensors: threads cost more than they save, most of all where another process runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def side(values: torch.Tensor, groups: Sequence[str]) -> Activations:
     return Activations(
         values=values,

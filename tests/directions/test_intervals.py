@@ -11,15 +11,6 @@ from em_interp.directions.intervals import Noisy, cosine_interval
 from em_interp.statistics.wild_bootstrap import Signs
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The matrices are small: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     "cell",
     [
