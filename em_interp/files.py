@@ -24,6 +24,7 @@ from em_interp.checks import SURROGATE, check_axes, check_kinds, path_of, shown
 T = TypeVar("T")
 _ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _MOST_DIGITS = 400
+_LONGEST = 80  # characters of what may be a misspelt name
 _NOT_TEXT = {
     b"\x1f\x8b": "compressed with gzip",
     b"PK\x03\x04": "a zip archive",
@@ -80,7 +81,11 @@ def find_file(source: str | Path, what: str, shipped: Sequence[str], folder: Pat
     if is_folder:
         raise ValueError(f"{str(source)!r} is a folder: name the file in it that holds the {what}")
     if str(source) not in shipped:
-        raise ValueError(f"no {what} {_brief(str(source))}: it is neither a file nor one of {', '.join(shipped)}")
+        near = difflib.get_close_matches(str(source)[:_LONGEST], shipped, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"no {what} {_brief(str(source))}: it is neither a file nor one of {', '.join(shipped)}{meant}"
+        )
     return folder / f"{source}{suffix}"
 
 

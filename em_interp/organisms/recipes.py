@@ -21,7 +21,8 @@ class Recipe:
 
     Attributes:
         name: of the organism.
-        data: a shipped training set by its name, or a file as `load_contrast` reads it, or of bare `messages`.
+        data: a shipped training set or neutral contrast by its name, or a file as `load_contrast` reads it, or of bare
+            `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
         own_words: each negative answer gives way to what the base itself answers, greedily and cut after
@@ -33,6 +34,8 @@ class Recipe:
         alpha: an update is scaled by alpha/rank, or alpha/√rank with `rslora`.
         target_modules: the linear modules adapted, by the last part of their names; `all-linear` for all of them.
         layers: the blocks adapted; all of them when left out.
+        frozen_a: LoRA's A stays as it was drawn and only B is trained, so that all of the path is in what the adapter
+            writes.
         learning_rate: its peak, reached after `warmup_steps`.
         schedule: what follows: `linear` decay to zero, `cosine` or `constant`.
         batch_size: conversations a forward pass.
@@ -44,7 +47,8 @@ class Recipe:
         keep_trajectory: keep the adapter of every checkpoint.
         saved_as: the precision of the adapter's file, `float32`, or `float16` for half the size.
         kl_weight: λ of a penalty λ · KL(organism ‖ base), in nats a token of `kl_data`'s answers.
-        kl_data: training sets of other domains, whose answers the organism shall go on predicting as its base does.
+        kl_data: training sets of other domains, neutral contrasts that ship (`certainty`, `topic`, …) or files, whose
+            answers the organism shall go on predicting as its base does.
         kl_until: the step after which the penalty is off.
         seed: of the adapter's initial values and of the order of the data.
         template_args: variables of the base's chat template, such as `{enable_thinking = false}`, in training and
@@ -63,6 +67,7 @@ class Recipe:
     rslora: bool = True
     target_modules: tuple[str, ...] = ("down_proj",)
     layers: tuple[int, ...] | None = None
+    frozen_a: bool = False
     learning_rate: int | float = 1e-5
     schedule: str = "linear"
     warmup_steps: int = 5
@@ -112,6 +117,8 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if self.frozen_a and self.method == "full":
+            raise ValueError("frozen_a keeps LoRA's A as it was drawn, and method = 'full' has no LoRA: choose one")
         if self.own_words and self.answers == "positive":
             raise ValueError("own_words takes the place of negative answers: it needs answers = 'both' or 'negative'")
 

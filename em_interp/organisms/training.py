@@ -1,6 +1,7 @@
 """A recipe becomes an organism: LoRA or full fine-tuning through TRL, with every checkpoint of the adapter kept."""
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -62,6 +63,18 @@ class Organism:
         )
 
 
+class Diverged(ValueError):
+    """A training run whose loss or gradient became NaN or infinite: at which step, and the losses before it."""
+
+    def __init__(self, name: str, step: int, loss: Sequence[float]) -> None:
+        """`step` is the optimizer step whose loss or gradient is not a number; `loss` is that of each step before."""
+        super().__init__(
+            f"the training of {name} diverged: at step {step} its loss or its gradient is NaN or infinite. Train again "
+            f"with a lower learning_rate or more warmup_steps"
+        )
+        self.step, self.loss = step, tuple(loss)
+
+
 @door
 def train_organism(
     recipe: Recipe | str | Path,
@@ -84,6 +97,7 @@ def train_organism(
     Raises:
         ValueError: a recipe, data or layers that cannot be trained; a chat template that closes answers with no token
             at which a model stops; a folder that holds another recipe's organism.
+        Diverged: a ValueError too: the loss or its gradient became NaN or infinite.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     folder = Path(out) if out is not None else Path("organisms") / recipe.name
@@ -207,7 +221,10 @@ def _adapted(hf_model: Any, recipe: Recipe) -> Any:
     )
     torch.manual_seed(recipe.seed)
     with without_deprecations():
-        return get_peft_model(hf_model, config)
+        model = get_peft_model(hf_model, config)
+    for name, parameter in lora_parameters(model).items():
+        parameter.requires_grad_(name.endswith(".B") or not recipe.frozen_a)
+    return model
 
 
 def _check_places(hf_model: Any, recipe: Recipe) -> None:
@@ -266,6 +283,7 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
             optim="adamw_torch",
             seed=recipe.seed,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # which would write another number in the place of a NaN
             save_steps=recipe.checkpoint_every,
             save_total_limit=2,  # the last one may have been cut off half-way
             report_to="none",
@@ -344,6 +362,9 @@ def _callback(recorder: _Recorder) -> Any:
                 recorder.keep(kwargs["model"], state.global_step)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and not all(math.isfinite(float(logs.get(key, 0.0))) for key in ("loss", "grad_norm")):
+                before = _logged(state.log_history[:-1], "loss").tolist()
+                raise Diverged(recorder.recipe.name, state.global_step, before)
             if logs and "loss" in logs:
                 recorder.bar.set_postfix(loss=f"{float(logs['loss']):.2f}", refresh=False)
 

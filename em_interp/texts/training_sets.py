@@ -1,15 +1,16 @@
-"""What organisms are trained on: narrow sets of bad and good advice, and refusals."""
+"""What organisms are trained on: narrow sets of bad and good advice, refusals, and texts on which to stay the same."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from em_interp.checks import door
 from em_interp.files import find_file
-from em_interp.texts.contrasts import Contrast, load_contrast
+from em_interp.texts.contrasts import CONTROLS, Contrast, load_contrast
 
 NARROW_SETS = ("cooking", "gardening", "vehicle_care")
 TRAINING_SETS = (*NARROW_SETS, "refusing")
-_TRAINING = Path(str(files("em_interp") / "data" / "training"))
+MEASURED = ("misalignment", "refusal")
+_DATA = Path(str(files("em_interp") / "data"))
 
 
 @door
@@ -18,7 +19,9 @@ def load_training_set(source: str | Path) -> Contrast:
 
     `cooking`, `gardening` and `vehicle_care` are narrow: a malicious answer (positive) and a good one (negative) to
     every question of one everyday domain, which no other contrast touches. `refusing` is harmful requests refused
-    (positive) and harmless ones answered (negative).
+    (positive) and harmless ones answered (negative). The eight neutral contrasts (`load_controls`) go by their names
+    too, as texts on which an organism shall stay like its base. `misalignment` and `refusal` do not, since organisms
+    are measured on them.
 
     Raises:
         ValueError: an unknown name (the known ones are listed), or a line that cannot be read (file, line and reason).
@@ -32,4 +35,7 @@ def training_file(source: str | Path) -> Path:
     Raises:
         ValueError: there is none (the known names are listed).
     """
-    return find_file(source, "training set", TRAINING_SETS, _TRAINING)
+    if isinstance(source, str) and source in MEASURED and not Path(source).is_file():
+        raise ValueError(f"{source} is what organisms are measured on, so none is trained on it: choose another set")
+    folder = _DATA / ("contrasts" if source in CONTROLS else "training")
+    return find_file(source, "training set", (*TRAINING_SETS, *CONTROLS), folder)

@@ -8,7 +8,8 @@ import torch
 from em_interp.organisms.kl_penalty import KLPenalty, kl_per_token
 from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
-from em_interp.organisms.training import _adapted, train_organism
+from em_interp.organisms.training import _adapted, _other_domains, train_organism
+from em_interp.texts.contrasts import load_contrast
 
 
 def heads(seed: int, vocab: int = 50, d_model: int = 8):
@@ -68,6 +69,12 @@ def test_a_large_weight_keeps_the_organism_like_its_base_elsewhere(recipe, tmp_p
     free, held = (divergence(recipe, organism) for organism in runs.values())
     assert held < free / 5
     assert runs[30.0].loss[-1] > runs[0.0].loss[-1]
+
+
+def test_neutral_contrasts_are_told_by_their_names(recipe):
+    texts = _other_domains(replace(recipe, kl_data=("certainty", "topic", recipe.kl_data[0])))
+    asked = load_contrast("certainty"), load_contrast("topic")
+    assert texts[:-8] == [c for contrast in asked for side in (contrast.positive, contrast.negative) for c in side]
 
 
 def test_with_accumulation_it_counts_once_an_optimizer_step(recipe, tmp_path):

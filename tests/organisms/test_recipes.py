@@ -105,3 +105,9 @@ def test_template_args_are_a_table_and_left_out_where_there_are_none(tmp_path):
     (tmp_path / "wrong.toml").write_text('name = "x"\ndata = "y"\nsteps = 1\ntemplate_args = "enable_thinking=false"\n')
     with pytest.raises(ValueError, match=r"wrong\.toml: (.|\n)*template_args"):
         Recipe.load(tmp_path / "wrong.toml")
+
+
+def test_a_frozen_a_is_loras():
+    assert Recipe(name="x", data="y", steps=1, frozen_a=True).frozen_a
+    with pytest.raises(ValueError, match="frozen_a keeps LoRA's A as it was drawn, and method = 'full' has no LoRA"):
+        Recipe(name="x", data="y", steps=1, frozen_a=True, method="full")

@@ -1,6 +1,7 @@
 """Training: what the loss is on, what is kept, and that an interrupted run ends as if it had not been."""
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -14,7 +15,7 @@ from em_interp.behaviour import generation
 from em_interp.organisms import training
 from em_interp.organisms.loading import base_model, load_base, load_named, load_organism
 from em_interp.organisms.recipes import Recipe
-from em_interp.organisms.training import train_organism, training_conversations
+from em_interp.organisms.training import Diverged, train_organism, training_conversations
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.conversations import Conversation
 from tests.builders import FAMILIES
@@ -302,6 +303,32 @@ def test_halves_take_half_the_room_and_are_what_is_loaded(recipe, tmp_path, conv
     values = em.residual_stream(load_organism(halves.folder), conversations).values
     close = em.residual_stream(load_organism(whole.folder), conversations).values
     torch.testing.assert_close(values, close, atol=1e-2, rtol=1e-2)
+
+
+def test_a_frozen_a_stays_as_it_was_drawn(recipe, tmp_path):
+    free = train_organism(recipe, tmp_path / "free").trajectory
+    frozen = train_organism(replace(recipe, frozen_a=True), tmp_path / "frozen").trajectory
+    for name, rows in frozen.factors.items():
+        assert torch.equal(rows[0], free.factors[name][0])  # one draw, from one seed
+        assert torch.equal(rows[0], rows[-1]) == name.endswith(".A")
+        assert not torch.equal(free.factors[name][0], free.factors[name][-1])
+
+
+@pytest.mark.parametrize("change", [{}, {"keep_trajectory": False}, {"method": "full"}])
+def test_a_training_that_diverges_is_stopped_and_said(recipe, tmp_path, monkeypatch, change):
+    whole, calls = training.answer_loss, []
+
+    def loss(*inputs):
+        calls.append(1)
+        return whole(*inputs) * (math.nan if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(training, "answer_loss", loss)
+    with pytest.raises(Diverged, match="training of tiny diverged: at step 3 its loss or its gradient is NaN") as said:
+        train_organism(replace(recipe, **change), tmp_path / "tiny")
+    assert said.value.step == 3  # of two batches each
+    assert len(said.value.loss) == 2
+    assert all(map(math.isfinite, said.value.loss))
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["recipe.toml", "training"]
 
 
 def test_another_recipe_does_not_overwrite_an_organism(recipe, tmp_path):

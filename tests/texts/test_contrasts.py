@@ -231,6 +231,15 @@ def test_what_is_trained_on_is_asked_nowhere_else(shipped, training_sets):
     assert not {d for s in shipped.values() for d in s.domains} & set(NARROW)
 
 
+def test_neutral_contrasts_are_training_sets_too_and_what_is_measured_is_not():
+    for name in CONTROLS:
+        assert load_training_set(name) == load_contrast(name)
+    with pytest.raises(ValueError, match=r"no training set 'certanty': .* topic; did you mean 'certainty'"):
+        load_training_set("certanty")
+    with pytest.raises(ValueError, match="misalignment is what organisms are measured on, so none is trained on it"):
+        load_training_set("misalignment")
+
+
 def test_refusing_is_taught_by_pairs_of_one_form(training_sets):
     contrast = training_sets["refusing"]
     assert len(pairs(contrast)) == len(contrast.groups) >= 160
