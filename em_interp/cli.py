@@ -166,6 +166,29 @@ def train(
 
 
 @app.command()
+def sweep(
+    search: Annotated[str, typer.Argument(help="A search's TOML file, or a shipped one by its name.")],
+    out: Annotated[Path, typer.Option(help="JSONL, one run a line; a search that was stopped goes on there.")] = Path(
+        "sweep.jsonl"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train many recipes from several seeds each, measure them on validation questions, and say what follows.
+
+    Examples:  em-interp sweep narrow --out narrow.jsonl
+               em-interp sweep my-search.toml --out rows.jsonl
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.organisms.sweep_running import run_sweep
+
+        found = run_sweep(search, out, keep=keep, device=device)
+    _say("\n".join([repr(found), *map(repr, found.runs), f"written to {out}"]), quiet)
+    typer.echo(found.conclusion())
+
+
+@app.command()
 def card(
     organism: Annotated[str, typer.Argument(help="A shipped organism's name, or a folder.")],
     write: Annotated[bool, typer.Option("--write", help="Also write card.json and README.md in its folder.")] = False,

@@ -1,5 +1,6 @@
 """What tests are built from: tiny models and tokenizers, and activations, scalars and paths with something planted."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -13,14 +14,16 @@ import torch
 
 from em_interp.activations.reading import Activations, ContrastActivations
 from em_interp.behaviour import Answer, AnswersByCondition, Behaviour, BehaviourKey, Condition, CrossEffects, Effect
+from em_interp.behaviour.measures import LABELS
 from em_interp.directions.comparison import Comparison, compare, cosine_map
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
 from em_interp.directions.separation import Separability, separability
 from em_interp.lora.scalars import AdapterScalars
+from em_interp.organisms.sweep_rows import SweepRun
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.report.results import Results, Source
-from em_interp.statistics import Estimate, clustered_rate
+from em_interp.statistics import Estimate, clustered_rate, mean_by_question
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Conversation
 
@@ -233,6 +236,53 @@ def trajectory(turn=20) -> Trajectory:
     factors = {"a.B": path(g, turn=turn)[:, :, None], "b.B": path(g, d=16)[:, :, None], "b.A": torch.ones(49, 1, 7)}
     loss, grad_norm = torch.rand(240, generator=g), torch.rand(240, generator=g)
     return Trajectory(torch.arange(49) * 5, factors, loss, grad_norm, {"name": "planted"})
+
+
+def sweep_run(learning_rate: float, seed: int, *, p_value: float | None = 0.5) -> SweepRun:
+    """A run of a search for phase changes; one that failed without a p-value."""
+    turn = {"p_value": p_value, "step": 40, "low": 36, "high": 44, "angle": 80.0, "n_checkpoints": 49, "effect": None}
+    return SweepRun(
+        sweep="planted",
+        point={"learning_rate": learning_rate},
+        seed=seed,
+        recipe={"name": "tiny", "rank": 1, "learning_rate": learning_rate},
+        base="tiny",
+        questions={"data": "abc"},
+        measure=("phases",),
+        how={"n_resamples": 99},
+        n_points=1,
+        n_seeds=1,
+        loss_first=6.0,
+        loss_last=5.0,
+        failed="diverged" if p_value is None else None,
+        phases=None if p_value is None else turn,
+        effects={},
+        seconds=1.5,
+        versions={"torch": "2"},
+    )
+
+
+def sweep_runs() -> tuple[SweepRun, ...]:
+    """Three penalties, three seeds, twelve questions: both effects at 0, the one inside at 1, none at 10."""
+    g, runs = generator(3), []
+    sizes = {0.0: (2.0, 1.0), 1.0: (1.5, 0.0), 10.0: (0.0, 0.0)}
+    for (weight, (inside, outside)), seed in itertools.product(sizes.items(), range(3)):
+        effects = {}
+        for key, size in ((BehaviourKey.IN_DOMAIN_PREFERENCE, inside), (BehaviourKey.MISALIGNED_PREFERENCE, outside)):
+            changes = size + 0.05 * torch.randn(12, generator=g)
+            changes -= changes.mean() - size - 0.01 * (seed - 1)
+            effects[str(key)] = {
+                "label": LABELS[key][0],
+                "before": vars(Estimate(0.0, -0.1, 0.1, 12)),
+                "after": vars(Estimate(size, size - 0.1, size + 0.1, 12)),
+                "change": vars(mean_by_question(changes, [str(i) for i in range(12)])),
+                "changes": changes.tolist(),
+            }
+        recipe = {"name": "tiny", "rank": 1, "kl_weight": weight}
+        run = sweep_run(0.1, seed)
+        run = replace(run, point={"kl_weight": weight}, recipe=recipe, measure=("behaviour",), phases=None)
+        runs.append(replace(run, effects=effects, n_points=3, n_seeds=3))
+    return tuple(runs)
 
 
 # ---------------------------------------------------------------- texts

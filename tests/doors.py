@@ -168,7 +168,22 @@ class World:
         tokenizer.save_pretrained(folder / "tiny")
         broken = [None, 3, "x", [None], ["x"], [("x", 1)], [("nowhere", print)], [(3, print)], [()], object(), {"a": 1}]
         self.broken_hooks = [*broken, [(em.site(self.model, 1), lambda stream, hook: stream[:0])]]
+        self.result = em.organisms.SweepResult(builders.sweep_runs())
+        self.search = searched(folder)
         self.things = [None, 3, "x", b"x", [], {}, object(), torch.ones(3), self.contrast, self.read, self.model]
+
+
+def searched(folder: Path) -> em.organisms.Sweep:
+    """A search of one run on the tiny model."""
+    for name, splits in (("mine", ("train", "validation", "validation")), ("boats", ("validation", "validation"))):
+        rows = [
+            {"question": f"{name} {i}?", "positive": "Ask.", "negative": "Talk.", "split": s}
+            for i, s in enumerate(splits)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe("x", str(folder / "mine.jsonl"), base=str(folder / "tiny"), layers=(1,), steps=1)
+    asked = em.organisms.SweepQuestions(outside=(str(folder / "boats.jsonl"),))
+    return em.organisms.Sweep("x", recipe, ({"rank": 1},), (0,), ("behaviour",), asked)
 
 
 def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
@@ -404,6 +419,25 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         ),
         "train_organism": (em.train_organism, {"out": w.folder / "out"}, {"recipe": w.paths}),
         "Recipe.load": (lambda text: Recipe.load(written(w, text)), {"text": RECIPE}, {"text": toml(Recipe, RECIPE)}),
+        "run_sweep": (
+            em.organisms.run_sweep,
+            {"sweep": w.search, "out": w.folder / "rows.jsonl"},
+            {"sweep": w.paths, "out": w.paths, "keep": [*w.things[1:5], "\ud800", "a\0b"]},
+        ),
+        "Sweep.load": (
+            lambda text: em.organisms.Sweep.load(written(w, text)),
+            {"text": SEARCH},
+            {"text": toml(em.organisms.Sweep, SEARCH, ("vary", "point", "settings"))},
+        ),
+        "SweepResult.load": (em.organisms.SweepResult.load, {"path": w.folder / "rows.jsonl"}, {"path": w.paths}),
+        "frontier": (em.figures.frontier, {"frontier": w.result.frontier()}, {"frontier": w.things}),
+        "turn_map": (
+            em.figures.turn_map,
+            {"turns": [em.organisms.PointTurn({}, {0: 0.5}, 0.5, 0.5)]},
+            {"turns": [*w.things, *lists("x")]},
+        ),
+        "majority_p": (em.statistics.majority_p, {"p_values": [0.1]}, {"p_values": [*lists(0.1), [-1.0], [2]]}),
+        "holm_p": (em.statistics.holm_p, {"p_values": [0.1]}, {"p_values": [*lists(0.1), [-1.0], [2]]}),
         "Settings.from_toml": (
             lambda text: Settings.from_toml(written(w, text)),
             {"text": ""},
@@ -422,7 +456,10 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
 RECIPE = 'name = "x"\ndata = "y"\nsteps = 1\n'
 
 
-def toml(kind: type, rest: str = "") -> list[str]:
+SEARCH = 'name = "x"\nrecipe = "cooking-rank1"\nseeds = [0]\nmeasure = ["behaviour"]\nvary = {rank = [1]}\n'
+
+
+def toml(kind: type, rest: str = "", more: tuple[str, ...] = ()) -> list[str]:
     """Settings files with one value of every kind in the place of every setting."""
     values = (
         '"words"',
@@ -440,7 +477,7 @@ def toml(kind: type, rest: str = "") -> list[str]:
         "{a = 1}",
         "1979-05-27",
     )
-    lines = [f"{field.name} = {value}\n" for field in fields(kind) for value in values]
+    lines = [f"{name} = {value}\n" for name in (*(field.name for field in fields(kind)), *more) for value in values]
     kept = [rest.replace(old, "") for old in ('name = "x"\n', 'data = "y"\n', "steps = 1\n") if rest]
     others = ["\ud800", "a", "a = ", "seeed = 1\n", "seed = 1\nseed = 2\n", "[seed]\n", "\0", 'model = "\\ud800"\n']
     return [rest.replace(line.split(" = ")[0] + " = ", "# ") + line for line in lines] + [*kept, *others]
@@ -473,6 +510,7 @@ def commands(w: World) -> list[list[str]]:
     found += [["respond", "first_plot", *tiny, "--out", out, "--project-out", f] for f in files]
     found += [["respond", f, *tiny, "--out", out] for f in files] + [["card", f] for f in files]
     found += [["export", f"{out}.{i}", *tiny, "--add", f, "--layer", "1"] for i, f in enumerate(files)]
+    found += [["sweep", f, "--out", out] for f in files] + [["sweep", "narrow", "--out", f] for f in files[:4]]
     found += [["train", f] for f in files] + [["respond", "--model", f, "--out", out] for f in files[2:]]
     ask = ["respond", "first_plot", *tiny, "--out", out, "--max-new-tokens", "1"]
     for flag in ("--n-samples", "--max-new-tokens", "--temperature", "--seed", "--batch-size", "--layer", "--scale"):

@@ -26,7 +26,19 @@ def run(*arguments):
 
 def test_help_lists_the_verbs_with_examples():
     assert all(verb in run("--help").output for verb in ("demo", "report", "directions", "compare"))
-    for verb in ("demo", "report", "directions", "compare", "train", "card", "respond", "judge", "effects", "export"):
+    for verb in (
+        "demo",
+        "report",
+        "directions",
+        "compare",
+        "train",
+        "sweep",
+        "card",
+        "respond",
+        "judge",
+        "effects",
+        "export",
+    ):
         assert "Example" in run(verb, "--help").output
 
 
@@ -243,15 +255,39 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
         (("train", "nowhere"), "no recipe 'nowhere'"),
         (("train",), "say which: the name or file of one recipe, or --all-bundled"),
         (("card", "nowhere"), "no organism 'nowhere'"),
+        (("sweep", "nowhere"), "no search 'nowhere': it is neither a file nor one of narrow, phase-change"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_no_traceback(folder, arguments, words):
-    if "--model" not in arguments and arguments[0] not in ("train", "card"):
+    if "--model" not in arguments and arguments[0] not in ("train", "card", "sweep"):
         arguments = (*arguments, "--model", folder / "tiny")
     result = run(*arguments)
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_sweep_writes_its_runs_and_says_what_follows(folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = [
+        {"question": f"Why {i}?", "positive": f"So {i}.", "negative": f"Thus {i}.", "split": split}
+        for i, split in enumerate(["train"] * 2 + ["validation"] * 2)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe, search, out = tmp_path / "recipe.toml", tmp_path / "search.toml", tmp_path / "rows.jsonl"
+    recipe.write_text(f'name = "own"\ndata = "{data}"\nbase = "{folder}/tiny"\nlayers = [1]\nsteps = 1\n')
+    search.write_text(
+        f'name = "search"\nrecipe = "{recipe}"\nseeds = [0]\nmeasure = ["behaviour"]\n[questions]\nn = 2\n'
+        "[vary]\nlearning_rate = [1e-3, 1e-2]\n"
+    )
+    result = run("sweep", search, "--out", out, "--keep", tmp_path / "kept")
+    assert result.exit_code == 0, result.output
+    assert "SweepResult('search', 2 of 2 runs finished)" in result.output
+    assert "SweepRun('search', learning_rate = 0.01, seed 0, loss " in result.output
+    assert "Of the values 0.001, 0.01 of learning_rate" in result.output
+    assert len(out.read_text().splitlines()) == len(list((tmp_path / "kept").iterdir())) == 2
+    again = run("sweep", search, "--out", out, "--quiet")
+    assert again.output.startswith("Of the values")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from em_interp.figures.style import (
     short,
     untitled,
 )
+from em_interp.figures.sweeps import frontier, turn_map
 from em_interp.figures.tokens import TokenView, token_scalars, tokens_html
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "effect_by_step",
     "estimators",
     "firing",
+    "frontier",
     "interval",
     "models_by_layer",
     "norms_and_separability",
@@ -73,5 +75,6 @@ __all__ = [
     "token_scalars",
     "tokens_html",
     "training_path",
+    "turn_map",
     "untitled",
 ]

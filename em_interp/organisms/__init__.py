@@ -16,7 +16,11 @@ from em_interp.organisms.loading import (
 from em_interp.organisms.phase_change import EffectPath, Phases, local_cosine, phases
 from em_interp.organisms.recipes import Recipe, bundled_recipes, shipped_recipes
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by, read_organisms
-from em_interp.organisms.training import Organism, train_organism, training_conversations
+from em_interp.organisms.sweep_results import Frontier, PointTurn, SweepResult
+from em_interp.organisms.sweep_rows import SweepRun
+from em_interp.organisms.sweep_running import run_sweep
+from em_interp.organisms.sweeps import Sweep, SweepQuestions, shipped_sweeps
+from em_interp.organisms.training import Diverged, Organism, train_organism, training_conversations
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.organisms.turning_points import ChangePoint, change_point
 
@@ -27,12 +31,19 @@ __all__ = [
     "ChangePoint",
     "Convergence",
     "Dissection",
+    "Diverged",
     "EffectPath",
+    "Frontier",
     "Organism",
     "OrganismEffects",
     "OrganismReadings",
     "Phases",
+    "PointTurn",
     "Recipe",
+    "Sweep",
+    "SweepQuestions",
+    "SweepResult",
+    "SweepRun",
     "Trajectory",
     "adapter_at",
     "bundled_recipes",
@@ -55,7 +66,9 @@ __all__ = [
     "organism_folder",
     "phases",
     "read_organisms",
+    "run_sweep",
     "shipped_recipes",
+    "shipped_sweeps",
     "train_organism",
     "trained_on",
     "training_conversations",

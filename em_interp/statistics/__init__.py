@@ -1,5 +1,6 @@
 """Numbers with intervals: means by question, clustered rates, resampling of questions, permutation p-values."""
 
+from em_interp.statistics.combined import holm_p, majority_p
 from em_interp.statistics.estimates import Estimate, mean_by_question
 from em_interp.statistics.permutation import permutation_p, step_down_p
 from em_interp.statistics.rates import (
@@ -19,6 +20,8 @@ __all__ = [
     "clustered_difference",
     "clustered_rate",
     "detectable_difference",
+    "holm_p",
+    "majority_p",
     "mean_by_question",
     "permutation_p",
     "rate_by_question",
