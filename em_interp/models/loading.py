@@ -1,4 +1,4 @@
-"""A name, with or without an adapter, becomes a checked `HookedModel`: from the hub or from a folder."""
+"""A name, with or without an adapter, becomes a checked `HookedModel`: from the hub, a folder or a GGUF file."""
 
 import copy
 import os
@@ -13,8 +13,8 @@ import torch
 from em_interp.checks import door
 from em_interp.models.adapter_files import adapter_base, beside, first_line, has_tokenizer
 from em_interp.models.adapters import adapted, adapter_digest, merge_adapter, warn_of_another_name
+from em_interp.models.gguf_files import check_complete, dequantised
 from em_interp.models.hooked import HookedModel
-from em_interp.models.probe import listed
 
 KNOWN = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -38,7 +38,8 @@ def load_model(  # noqa: PLR0913 - the one door through which a model comes in
     """Load a chat model, with a LoRA adapter if one is named, as a hooked model checked against Hugging Face.
 
     Args:
-        name: a hub name, a local folder, or an adapter folder, whose `adapter_config.json` names its base.
+        name: a hub name, a local folder, a GGUF file, which is dequantised once into the user's cache, or an adapter
+            folder, whose `adapter_config.json` names its base.
         adapter: hub name or folder of a PEFT adapter; unmerged, so that `without_adapter` gives the exact base. The
             tokenizer and the chat template that lie beside it are used.
         device: the first CUDA device if there is one, else the CPU.
@@ -167,14 +168,22 @@ def check_tokens(adapter: str | Path, tokenizer: Any, hf_model: Any) -> None:
 def _tokenizer(name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    bare = os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json"))
-    if Path(name).suffix == ".gguf" or (bare and any(Path(name).glob("*.gguf"))):
-        raise ValueError(
-            f"{name} is GGUF, and of GGUF files only the embedded model's is read, by load_bundled(): transformers "
-            f"does not tell what it leaves out of others. Give the model as safetensors, by its folder or its hub name"
-        )
+    folder = _unpacked(name)
     with _told(name):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+
+
+def _unpacked(name: str) -> str:
+    """A GGUF file's folder in the cache; any other name as it is."""
+    bare = os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json"))
+    inside = sorted(path.name for path in Path(name).glob("*.gguf")) if bare else []
+    if inside:
+        raise ValueError(f"{name} is a folder of GGUF files: name the file itself, such as {Path(name) / inside[0]}")
+    if Path(name).suffix.lower() != ".gguf":
+        return name
+    if not os.path.isfile(name):
+        raise ValueError(f"there is no GGUF file {name}: give its path, or a folder or hub name")
+    return str(dequantised(Path(name)))
 
 
 def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | None, revision: str | None) -> Any:
@@ -191,9 +200,10 @@ def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | 
         raise ValueError(f"no device {device!r} ({first_line(error)})") from error
     wanted = dtype or ("auto" if device.type == "cuda" else torch.float32)
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
+    folder = _unpacked(name)
     with _told(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
+            folder,
             dtype=wanted,
             revision=revision,
             trust_remote_code=False,
@@ -205,22 +215,6 @@ def _weights(name: str, device: str | torch.device | None, dtype: torch.dtype | 
     hf_model, found = loaded
     check_complete(name, found)
     return hf_model.to(device)
-
-
-def check_complete(name: str, found: Mapping[str, Any]) -> None:
-    """Refuse a model of which transformers drew tensors at random, or left some in the file.
-
-    Raises:
-        ValueError: it names them.
-    """
-    wrong = {"missing": found["missing_keys"], "not of this model": found["unexpected_keys"]}
-    wrong["of another shape"] = [f"{key} {tuple(a)} for {tuple(b)}" for key, a, b in found["mismatched_keys"]]
-    reasons = [f"{reason}: {listed(names)}" for reason, names in wrong.items() if names]
-    if reasons:
-        raise ValueError(
-            f"the weights of {name} are not all there, or not all its own: {'; '.join(reasons)}. Save the model "
-            f"again, from the model itself (out of torch.compile, PEFT or a wrapper)"
-        )
 
 
 @contextmanager
