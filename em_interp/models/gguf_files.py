@@ -1,6 +1,7 @@
 """GGUF files as models of transformers: dequantised once into the user's cache, refused where something is left out."""
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -13,8 +14,10 @@ import torch
 from em_interp.models.adapter_files import first_line
 from em_interp.models.probe import listed
 
-# Settings that follow from the shapes of the weights, or of which transformers has the same by itself.
-_KNOWN_SETTINGS = ("attention.key_length", "attention.value_length", "vocab_size", "feed_forward_length")
+# Settings that follow from the shapes of the weights, which would not fit otherwise.
+_SHAPES = ("attention.key_length", "attention.value_length", "vocab_size", "feed_forward_length")
+# Settings for which transformers has this value by itself.
+_ITS_OWN = {"gemma3.rope.freq_base_swa": 10_000, "gemma3.attention.sliding_window_pattern": 6}
 
 
 def dequantised(gguf: Path, cache: Path | None = None) -> Path:
@@ -104,12 +107,13 @@ def _check_nothing_left(gguf: Path, model: Any) -> None:
     reader = GGUFReader(gguf)
     read = get_gguf_hf_weights_map(model, TensorProcessor())
     left = [tensor.name for tensor in reader.tensors if tensor.name not in read]
-    architecture = str(bytes(reader.fields["general.architecture"].parts[-1]), "utf-8")
-    known = (*GGUF_TO_TRANSFORMERS_MAPPING["config"][architecture], *_KNOWN_SETTINGS)
+    architecture = reader.fields["general.architecture"].contents()
+    names = (*GGUF_TO_TRANSFORMERS_MAPPING["config"].get(architecture, ()), *_SHAPES)
+    known = {f"{architecture}.{name}" for name in names}
     left += [
         key
-        for key in reader.fields
-        if key.startswith(f"{architecture}.") and key.removeprefix(f"{architecture}.") not in known
+        for key, value in reader.fields.items()
+        if key.startswith(f"{architecture}.") and key not in known and value.contents() != _ITS_OWN.get(key, math.nan)
     ]
     if left:
         raise ValueError(

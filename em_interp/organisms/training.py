@@ -213,6 +213,7 @@ def _adapted(hf_model: Any, recipe: Recipe) -> Any:
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it, and takes any number
         use_rslora=recipe.rslora,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in hf_model.modules()),  # GPT-2's, transposed
         target_modules="all-linear" if all_linear else list(recipe.target_modules),
         layers_to_transform=None if recipe.layers is None else list(recipe.layers),
         lora_dropout=0.0,

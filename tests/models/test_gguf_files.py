@@ -1,11 +1,9 @@
 """GGUF files are dequantised once, give the model that was written, and are refused where something would be lost."""
 
-import json
 import os
 import re
 from pathlib import Path
 
-import gguf as ggml
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import em_interp as em
 from em_interp.models import gguf_files
 from em_interp.models.gguf_files import dequantised
-from tests.builders import TEMPLATE_OF
+from tests.builders import TEMPLATE_OF, write_gguf
 
 unpacked = {"config.json": "{}", "model.safetensors": "weights"}
 
@@ -125,69 +123,6 @@ def test_a_rename_that_fails_for_another_reason_is_told(gguf, made, tmp_path, mo
 # Files with a model in them
 
 
-def permuted(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Rows of a query or key projection in llama.cpp's order of rotary pairs."""
-    return weight.view(n_heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def gguf_tensors(model: torch.nn.Module, family: str) -> dict[str, np.ndarray]:
-    """The weights by GGUF's names and in its conventions, as llama.cpp converts them."""
-    config, found = model.config, {}
-    arch = {"llama": ggml.MODEL_ARCH.LLAMA, "qwen2": ggml.MODEL_ARCH.QWEN2, "gemma3": ggml.MODEL_ARCH.GEMMA3}[family]
-    names = ggml.get_tensor_name_map(arch, config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        if family == "gemma3" and name == "lm_head.weight":
-            continue  # tied
-        if family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            queries = name.endswith("q_proj.weight")
-            weight = permuted(weight, config.num_attention_heads if queries else config.num_key_value_heads)
-        if family == "gemma3" and name.endswith("norm.weight"):
-            weight = weight + 1
-        found[names.get_name(name, (".weight", ".bias"))] = weight.numpy()
-    return found
-
-
-def write_gguf(path: Path, model: torch.nn.Module, tokenizer, family: str, extra=lambda writer: None) -> Path:
-    """A GGUF file of a tiny model in float32, with its tokenizer."""
-    config, writer = model.config, ggml.GGUFWriter(path, family)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    if family == "gemma3":
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-        writer.add_sliding_window(config.sliding_window)
-        writer.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
-    else:
-        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    inner = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    vocabulary = sorted(inner["vocab"], key=inner["vocab"].__getitem__)
-    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*vocabulary, *(f"[{i}]" for i in range(len(vocabulary), config.vocab_size))])
-    kinds = [ggml.TokenType.CONTROL if token in special else ggml.TokenType.NORMAL for token in vocabulary]
-    writer.add_token_types([*kinds, *[ggml.TokenType.UNUSED] * (config.vocab_size - len(vocabulary))])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in inner["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
-    for name, weight in gguf_tensors(model, family).items():
-        writer.add_tensor(name, np.ascontiguousarray(weight))
-    extra(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     import platformdirs
@@ -234,6 +169,17 @@ def test_so_is_its_tokenizer(cache, tiny_gguf, make_tokenizer):
 def test_what_transformers_would_leave_out_is_refused(cache, tiny_gguf, name, extra):
     with pytest.raises(ValueError, match=rf"tiny\.gguf holds what transformers does not read from GGUF \({name}\)"):
         em.load_model(tiny_gguf(extra))
+
+
+def test_a_setting_is_taken_where_transformers_has_the_same(cache, tmp_path, make_hf_model, make_tokenizer):
+    model, tokenizer, key = make_hf_model("gemma3"), make_tokenizer("gemma"), "gemma3.rope.freq_base_swa"
+
+    def written(value: float) -> Path:
+        return write_gguf(tmp_path / "tiny.gguf", model, tokenizer, "gemma3", lambda w: w.add_float32(key, value))
+
+    assert dequantised(written(10_000.0)).is_dir()
+    with pytest.raises(ValueError, match=rf"does not read from GGUF \({key}\)"):
+        dequantised(written(5_000.0))
 
 
 def test_a_file_that_is_cut_off_or_of_another_kind_is_told(cache, tmp_path, tiny_gguf):
