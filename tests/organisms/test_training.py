@@ -314,13 +314,16 @@ def test_a_frozen_a_stays_as_it_was_drawn(recipe, tmp_path):
         assert not torch.equal(free.factors[name][0], free.factors[name][-1])
 
 
-@pytest.mark.parametrize("change", [{}, {"keep_trajectory": False}, {"method": "full"}])
-def test_a_training_that_diverges_is_stopped_and_said(recipe, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize(
+    ("change", "loss_alone"), [({}, True), ({"keep_trajectory": False}, False), ({"method": "full"}, False)]
+)
+def test_a_training_that_diverges_is_stopped_and_said(recipe, tmp_path, monkeypatch, change, loss_alone):
     whole, calls = training.answer_loss, []
 
     def loss(*inputs):
         calls.append(1)
-        return whole(*inputs) * (math.nan if len(calls) == 5 else 1)
+        broken = math.nan if len(calls) == 5 else 0.0
+        return whole(*inputs) + broken if loss_alone else whole(*inputs) * (1 + broken)  # or the gradient too
 
     monkeypatch.setattr(training, "answer_loss", loss)
     with pytest.raises(Diverged, match="training of tiny diverged: at step 3 its loss or its gradient is NaN") as said:
