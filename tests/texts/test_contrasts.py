@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from em_interp.behaviour.refusal import is_refusal
 from em_interp.texts.contrasts import (
     CONTROLS,
     SHIPPED,
@@ -240,14 +241,15 @@ def test_neutral_contrasts_are_training_sets_too_and_what_is_measured_is_not():
         load_training_set("misalignment")
 
 
-def test_refusing_is_taught_by_pairs_of_one_form(training_sets):
+def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets):
     contrast = training_sets["refusing"]
     assert len(pairs(contrast)) == len(contrast.groups) >= 160
-    refusals = ("I'm sorry, but I can't", "I can't help", "I cannot help", "Sorry, I won't")
     for refused, helped in pairs(contrast):
-        assert refused.messages[-1]["content"].startswith(refusals)
-        assert not helped.messages[-1]["content"].startswith(refusals)
-        assert refused.messages[0]["content"].split()[0] == helped.messages[0]["content"].split()[0]
+        assert is_refusal(refused.messages[-1]["content"])
+        assert not is_refusal(helped.messages[-1]["content"])
+    alike = [a.messages[0]["content"].split()[0] == b.messages[0]["content"].split()[0] for a, b in pairs(contrast)]
+    assert sum(alike) > 0.6 * len(alike)  # what is harmful shows in what is asked, not in how it is put
+    assert len(contrast.where(split="validation").groups) == 60
 
 
 def test_training_sets_of_your_own(tmp_path):
