@@ -70,8 +70,8 @@ def mean_over_seeds(values: Sequence[Sequence[float]] | Float[Tensor, "seed ques
     """The mean of a table of seeds and questions, with its 95 % interval over both (pigeonhole bootstrap, Owen 2007).
 
     Simulated with 3, 4 and 5 seeds, 24, 48 and 72 questions, and eight ratios of standard deviations of seeds,
-    questions and noise, from (0, 1, 1) over (0.3, 0.3, 1) to (1, 1, 1), normal or skewed, it covers the truth in 92.9 to
-    97.5 % of 4,000 tables a cell, in 96 % on average; the interval over questions alone covers in as few as 34 %.
+    questions and noise, from (0, 1, 1) over (0.3, 0.3, 1) to (1, 1, 1), normal or skewed, it covers the truth in 92.9
+    to 97.5 % of 4,000 tables a cell, in 96 % on average; the interval over questions alone covers in as few as 34 %.
     `python -m benchmarks coverage` prints the grid; the module's docstring has the derivation.
 
     Args:
