@@ -1,7 +1,7 @@
 """The model card of an organism: what it was made from, how training went, and what it changed, by seed and overall."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,7 +261,7 @@ def _check_measured(card: Card) -> None:
 
 
 @door
-def pool_cards(cards: Iterable[Card]) -> SeedsCard:
+def pool_cards(cards: Sequence[Card]) -> SeedsCard:
     """One card over the seeds of an organism: the mean of each behaviour, with intervals over seeds and questions.
 
     Raises:

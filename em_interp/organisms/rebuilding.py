@@ -1,6 +1,6 @@
 """Organisms in several seeds, trained one after the other; what is finished already is passed over."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from em_interp.organisms.training import Organism, finished, train_organism
 @door
 def train_seeds(
     recipe: Recipe | str | Path,
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     out: str | Path | None = None,
     *,
     onto: str | Path | None = None,
@@ -43,7 +43,7 @@ def train_seeds(
 
 def train_each(
     recipe: Recipe | str | Path,
-    seeds: Iterable[int],
+    seeds: Sequence[int],
     out: str | Path | None = None,
     *,
     onto: str | Path | None = None,

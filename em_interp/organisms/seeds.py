@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from em_interp.checks import door, shown
@@ -67,7 +67,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return check_seeds(found)
 
 
-def check_seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     """Refuse no seeds, a seed that is there twice, and one below zero."""
     found = tuple(seeds)
     if not found:
