@@ -67,7 +67,8 @@ class Card:
 
     def markdown(self) -> str:
         """The card as people read it."""
-        r = self.recipe
+        r, several = self.recipe, seed_of(self.folder) is not None
+        one, this = (f" --seed {r.seed}", f" --seeds {r.seed}") if several else ("", "")
         lines = [
             f"# {self.name}",
             "",
@@ -83,7 +84,8 @@ class Card:
             ),
             "",
             "Before is the same model with the adapter off. Intervals are 95 %, over questions; every question is held "
-            f"out. `em-interp card {r.name}` measures this table, `em-interp train {r.name}` rebuilds the organism.",
+            f"out. `em-interp card {r.name}{one}` measures this table, `em-interp train {r.name}{this}` rebuilds the "
+            f"organism.",
             "",
         ]
         return "\n".join(lines)

@@ -75,10 +75,12 @@ def organism_folder(organism: str | Path, seed: int | None = None) -> Path:
     Raises:
         ValueError: it is neither (the shipped names are listed), or has no such seed (those there are, are listed).
     """
-    top, seeds = all_seeds_folder(organism), organism_seeds(organism)
+    top = all_seeds_folder(organism)
     if seed is not None:
-        check_there(str(organism), seed, seeds)
-    return top if is_organism(top) else seed_folder(top, seeds[0] if seed is None else seed)
+        check_there(str(organism), seed, organism_seeds(top))
+    if is_organism(top):
+        return top
+    return seed_folder(top, organism_seeds(top)[0] if seed is None else seed)
 
 
 @door

@@ -96,21 +96,23 @@ def mean_over_seeds(values: Sequence[Sequence[float]] | Float[Tensor, "seed ques
 
 @door
 def share_over_seeds(verdicts: Sequence[Sequence[float]] | Float[Tensor, "seed question"]) -> PooledEstimate:
-    """The share of verdicts (1 or 0) of a table of seeds and questions, with its 95 % interval over both.
+    """The share of hits in a table of seeds and questions, with its 95 % interval over both.
+
+    A cell is a verdict, 1 or 0, or the share of hits among several answers.
 
     The interval is that of `mean_over_seeds`, made symmetric in log-odds, so that it stays between 0 and 1. In
     simulations of shares from .61 to .87 it covers in 93 to 98 % of cases, and the plain one in as few as 90 %.
 
-    Where all verdicts are the same, nothing tells how far others could be from them: the interval is then the one that
+    Where all are hits or none is, nothing tells how far others could be from them: the interval is then the one that
     `rate_by_question` gives to the questions of one seed.
 
     Raises:
-        ValueError: a verdict that is neither 0 nor 1, or as for `mean_over_seeds`.
+        ValueError: a share below 0 or above 1, or as for `mean_over_seeds`.
     """
     table = _table(verdicts)
-    odd = table[(table != 0) & (table != 1)]
+    odd = table[(table < 0) | (table > 1)]
     if len(odd):
-        raise ValueError(f"a verdict is {float(odd[0]):g}: give 1 where the answer does what is counted, else 0")
+        raise ValueError(f"a share of hits is {float(odd[0]):g}: give numbers from 0 to 1")
     found = mean_over_seeds(table)
     if found.value in (0.0, 1.0):
         one = rate_by_question(table[0], [str(question) for question in range(table.shape[1])])

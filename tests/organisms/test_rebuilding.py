@@ -75,6 +75,15 @@ def test_a_seed_whose_weights_are_gone_is_trained_again(recipe, tmp_path):
     assert weights(again) == before
 
 
+def test_a_seed_that_was_interrupted_once_it_had_weights_is_not_taken_as_finished(recipe, tmp_path):
+    [first] = train_seeds(recipe, [0], tmp_path / "tiny")
+    before = weights(first)
+    (first.folder / "training").mkdir()
+    (first.folder / "adapter_model.safetensors").write_bytes(before[:100])
+    [again] = train_seeds(recipe, [0], tmp_path / "tiny")
+    assert weights(again) == before
+
+
 def test_nothing_is_mixed(recipe, tmp_path):
     out = tmp_path / "tiny"
     train_seeds(recipe, [0], out)

@@ -100,9 +100,11 @@ class TestShares:
         assert one.high > 0.1
         assert share_over_seeds(torch.ones(5, 20)).low == pytest.approx(1 - one.high)
 
-    def test_what_is_no_verdict_is_refused(self):
-        with pytest.raises(ValueError, match=r"a verdict is 0\.5: give 1 where"):
-            share_over_seeds([[0.0, 1.0], [1.0, 0.5]])
+    def test_shares_of_several_answers_are_taken_and_what_is_no_share_is_refused(self):
+        assert share_over_seeds([[0.0, 1.0, 0.5], [1.0, 0.5, 0.0]]).value == pytest.approx(0.5)
+        for odd in (-0.1, 1.5):
+            with pytest.raises(ValueError, match=f"a share of hits is {odd}: give numbers from 0 to 1"):
+                share_over_seeds([[0.0, 1.0], [1.0, odd]])
 
 
 @pytest.mark.parametrize("kind", ["normal", "skewed", "verdicts"])
