@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 
@@ -15,6 +16,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
 from benchmarks.rates import rates
 from benchmarks.resuming import resuming
+from benchmarks.seeds import seeds
 from benchmarks.timing import cpu_seconds, table
 from em_interp.models.hooked import HookedModel, attached
 from em_interp.progress import quiet
@@ -143,14 +145,14 @@ def _peak(n: int) -> None:
 
 
 def main() -> None:
-    """Run every benchmark and print its table, or simulate how often intervals of cosines hold the truth."""
+    """Run every benchmark and print its table, or simulate how often intervals hold the truth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=["costs", "coverage"], default="costs")
     parser.add_argument("--rounds", type=int, default=3, help="times each contender runs; the median counts")
     parser.add_argument("--simulations", type=int, default=300, help="of each cell of `coverage`")
     arguments = parser.parse_args()
     if arguments.what == "coverage":
-        for found in coverage(arguments.simulations):
+        for found in chain(seeds(arguments.simulations), coverage(arguments.simulations)):
             print(found, flush=True)
     else:
         costs(arguments.rounds)

@@ -138,31 +138,49 @@ def compare(  # noqa: PLR0913 - one parameter a flag
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - one parameter a flag
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a TOML file.")] = None,
     out: Annotated[Path, typer.Option(help="The folder in which the organism gets a folder of its own.")] = Path(
         "organisms"
     ),
-    all_bundled: Annotated[bool, typer.Option("--all-bundled", help="Rebuild every organism that ships.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Train these seeds, each in its own subfolder: 0-4, or 0,2,5.")
+    ] = None,
+    all_bundled: Annotated[
+        bool, typer.Option("--all-bundled", help="Rebuild every organism that ships, in all its seeds.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train an organism; an interrupted run goes on from its last checkpoint when started again.
 
+    Seeds that are finished are passed over.
+
     Examples:  em-interp train cooking-rank1
+               em-interp train cooking-rank1 --seeds 0-4
                em-interp train my-recipe.toml --out organisms
                em-interp train --all-bundled
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp.organisms.recipes import Recipe, bundled_recipes
+        from em_interp.organisms.rebuilding import train_each, train_shipped
+        from em_interp.organisms.recipes import Recipe
+        from em_interp.organisms.seeds import parse_seeds
         from em_interp.organisms.training import train_organism
 
         if (recipe is None) != all_bundled:
             raise ValueError("say which: the name or file of one recipe, or --all-bundled")
-        for name in bundled_recipes() if recipe is None else [recipe]:
-            chosen = Recipe.load(name)
-            rebuilt = out / chosen.onto if all_bundled and chosen.onto else None
-            _say(str(train_organism(chosen, out / chosen.name, onto=rebuilt, device=device)), quiet)
+        if recipe is None and seeds is not None:
+            raise ValueError("--all-bundled trains the seeds that ship: leave --seeds out, or name one recipe")
+        if recipe is None:
+            trained = train_shipped(out, device=device)
+        else:
+            chosen = Recipe.load(recipe)
+            if seeds is None:
+                trained = iter([train_organism(chosen, out / chosen.name, device=device)])
+            else:
+                trained = train_each(chosen, parse_seeds(seeds), out / chosen.name, device=device)
+        for organism in trained:
+            _say(str(organism), quiet)
 
 
 @app.command()
@@ -191,20 +209,20 @@ def sweep(
 @app.command()
 def card(
     organism: Annotated[str, typer.Argument(help="A shipped organism's name, or a folder.")],
+    seed: Annotated[int | None, typer.Option(help="One seed only, of an organism that comes in several.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write card.json and README.md in its folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure what an organism's fine-tune changed, with intervals: the figures of its model card.
 
+    Of an organism in several seeds all are measured, and the mean over seeds has intervals over seeds and questions.
+
     Example:  em-interp card cooking-rank1
     """
     with _plain_errors(), _silence(quiet):
-        from em_interp.organisms.cards import measure_card, write_card
-        from em_interp.organisms.loading import load_organism
+        from em_interp.organisms.cards import measure_cards
 
-        found = measure_card(load_organism(organism))
-        if write:
-            write_card(found)
+        found = measure_cards(organism, seed, write=write)
     typer.echo(found.markdown())
 
 

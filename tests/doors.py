@@ -63,6 +63,21 @@ def lists(item: Any) -> list[Any]:
     return [*bad, ["\ud800"], [b"x"], [3], [NAN], object(), torch.ones(2), iter([])]
 
 
+def tables(w: "World") -> list[Any]:
+    """What is not a table of seeds and questions, or holds what has no mean."""
+    rows = [
+        [[0.0, NAN], [1.0, 1.0]],
+        [[0.0], [1.0]],
+        [[0.0, 1.0], [1.0]],
+        [[], []],
+        [0.0, 1.0],
+        [["a", "b"]],
+        [[1j, 2]],
+    ]
+    tensors = [torch.ones(3), torch.ones(2, 1), torch.ones(0, 3), torch.ones(1, 2, 3), torch.ones(2, 2).bool()]
+    return [*w.things, *lists([0.0, 1.0]), *rows, *tensors]
+
+
 def vectors(width: int) -> list[Any]:
     good = torch.ones(width)
     bad = [
@@ -280,6 +295,26 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
             {"values": torch.tensor([1.0, 0, 1]), "groups": ("a", "b", "c")},
             {"values": [*vectors(3), *w.things], **groups},
         ),
+        "mean_over_seeds": (em.statistics.mean_over_seeds, {}, {"values": tables(w)}),
+        "share_over_seeds": (em.statistics.share_over_seeds, {}, {"verdicts": tables(w)}),
+        "parse_seeds": (em.organisms.parse_seeds, {}, {"text": [*words(), "1-", "٣", "9" * 5000]}),
+        "organism_seeds": (em.organisms.organism_seeds, {}, {"organism": w.paths}),
+        "organism_folder": (
+            em.organisms.organism_folder,
+            {"organism": "aligned"},
+            {"organism": [*w.paths, "aligned/seed-3", "seed-3"], "seed": n[1:]},
+        ),
+        "train_seeds": (
+            em.organisms.train_seeds,
+            {"recipe": "nonsense", "seeds": [0], "out": w.folder / "out"},
+            {"recipe": w.paths, "seeds": [*lists(1), [-1], [1, 1], [True], [10**30]]},
+        ),
+        "pool_cards": (em.organisms.pool_cards, {}, {"cards": [*w.things, *lists(1)]}),
+        "measure_cards": (
+            em.organisms.measure_cards,
+            {"organism": "nonsense"},
+            {"organism": w.paths, "seed": n[1:]},
+        ),
         "misalignment_rate": (
             em.misalignment_rate,
             {"scores": judged, "groups": ("a", "b", "c"), "n_resamples": 40},
@@ -327,8 +362,8 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
             {"folder": [*words()[:-1], w.folder, w.folder / "x.toml"], **model, **hooks},
         ),
         "is_refusal": (em.is_refusal, {"answer": "No."}, {"answer": w.things, "phrases": lists("I")}),
-        "load_bundled": (em.load_bundled, {}, {"organism": w.paths[1:]}),
-        "load_card": (em.load_card, {}, {"organism": w.paths}),
+        "load_bundled": (em.load_bundled, {}, {"organism": w.paths[1:], "seed": n[1:]}),
+        "load_card": (em.load_card, {"organism": "aligned"}, {"organism": w.paths, "seed": n[1:]}),
         "load_contrast": (em.load_contrast, {}, {"source": [*w.paths, ("a",), ("refusal",) * 3, (None, None)]}),
         "load_judged": (em.load_judged, {}, {"path": w.paths}),
         "load_model": (

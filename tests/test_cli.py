@@ -246,6 +246,53 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
     assert card.markdown() == result.output[:-1]
 
 
+def test_seeds_are_trained_and_their_cards_measured_and_pooled(folder, monkeypatch, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "own"\ndata = "{folder}/misalignment.jsonl"\nbase = "{folder}/tiny"\nlayers = [1]\nsteps = 2\n'
+        "batch_size = 2\nlearning_rate = 1e-3\nfraction = 0.5\n"
+    )
+    out = tmp_path / "organisms"
+    result = run("train", recipe, "--seeds", "0,3", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Organism('own', 2 steps, loss ") == 2
+    before = (out / "own" / "seed-3" / "adapter_model.safetensors").stat().st_mtime_ns
+    again = run("train", recipe, "--seeds", "0-1,3", "--out", out)
+    assert again.output.count("Organism('own', 2 steps, loss ") == 3
+    assert (out / "own" / "seed-3" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    measured = []
+    monkeypatch.setattr(
+        em_interp.organisms.cards, "organism_behaviours", lambda *_: measured.append(1) or em.standard_behaviours(2)
+    )
+    one = run("card", out / "own", "--seed", 3, "--write", "--quiet")
+    assert one.exit_code == 0, one.output
+    assert one.output.startswith("# own (seed 3)")
+    assert "`em-interp card own --seed 3` measures this table, `em-interp train own --seeds 3` rebuilds" in one.output
+    assert len(measured) == 1
+    assert sorted(p.name for p in (out / "own").rglob("*") if p.suffix in (".json", ".md")) == sorted(
+        ["card.json", *["adapter_config.json", "loss.json"] * 3]
+    )
+    result = run("card", out / "own", "--write", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert len(measured) == 4
+    assert all(f"| seed {seed} | " in result.output for seed in (0, 1, 3))
+    assert (out / "own" / "README.md").read_text() == result.output[:-1]
+    assert em_interp.organisms.cards.load_card(out / "own").markdown() == result.output[:-1]
+    assert em_interp.organisms.cards.load_card(out / "own", seed=3).markdown() == one.output[:-1]
+
+
+def test_cards_of_seeds_are_written_as_they_are_measured(folder, monkeypatch, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "own"\ndata = "{folder}/misalignment.jsonl"\nbase = "{folder}/tiny"\nlayers = [1]\nsteps = 1\n'
+    )
+    run("train", recipe, "--seeds", "0-1", "--out", tmp_path)
+    asked = iter([em.standard_behaviours(2)])
+    monkeypatch.setattr(em_interp.organisms.cards, "organism_behaviours", lambda *_: next(asked))
+    assert isinstance(run("card", tmp_path / "own", "--write").exception, StopIteration)
+    assert [(tmp_path / "own" / f"seed-{k}" / "card.json").is_file() for k in (0, 1)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -254,8 +301,12 @@ def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):
         (("compare", "--model", "nobody/nothing"), "no model 'nobody/nothing'"),
         (("train", "nowhere"), "no recipe 'nowhere'"),
         (("train",), "say which: the name or file of one recipe, or --all-bundled"),
+        (("train", "--all-bundled", "--seeds", "0-4"), "--all-bundled trains the seeds that ship: leave --seeds out"),
+        (("train", "cooking-rank1", "--seeds", "4-0"), "'4-0' runs backwards or names too many seeds"),
+        (("train", "cooking-rank1", "--seeds", "all"), "'all' names no seeds: write a range such as 0-4"),
         (("card", "nowhere"), "no organism 'nowhere'"),
         (("sweep", "nowhere"), "no search 'nowhere': it is neither a file nor one of narrow, phase-change"),
+        (("card", "cooking-rank1", "--seed", "7"), "cooking-rank1 has no seed 7: choose one of 0"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_no_traceback(folder, arguments, words):

@@ -1,6 +1,6 @@
 """Fine-tuned models: made from recipes, loaded, measured, compared with each other and taken apart."""
 
-from em_interp.organisms.cards import Card, load_card, measure_card, write_card
+from em_interp.organisms.cards import Card, SeedsCard, load_card, measure_card, measure_cards, pool_cards, write_card
 from em_interp.organisms.dissection import Adapter, Dissection, dissect, open_adapter
 from em_interp.organisms.effects import Change, OrganismEffects, adapter_at, effect_by_step, organism_effects
 from em_interp.organisms.loading import (
@@ -11,11 +11,14 @@ from em_interp.organisms.loading import (
     load_organism,
     load_organisms,
     organism_folder,
+    organism_seeds,
     trained_on,
 )
 from em_interp.organisms.phase_change import EffectPath, Phases, local_cosine, phases
+from em_interp.organisms.rebuilding import train_seeds
 from em_interp.organisms.recipes import Recipe, bundled_recipes, shipped_recipes
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by, read_organisms
+from em_interp.organisms.seeds import parse_seeds
 from em_interp.organisms.sweep_results import Frontier, PointTurn, SweepResult
 from em_interp.organisms.sweep_rows import SweepRun
 from em_interp.organisms.sweep_running import run_sweep
@@ -40,6 +43,7 @@ __all__ = [
     "Phases",
     "PointTurn",
     "Recipe",
+    "SeedsCard",
     "Sweep",
     "SweepQuestions",
     "SweepResult",
@@ -61,15 +65,20 @@ __all__ = [
     "load_organisms",
     "local_cosine",
     "measure_card",
+    "measure_cards",
     "open_adapter",
     "organism_effects",
     "organism_folder",
+    "organism_seeds",
+    "parse_seeds",
     "phases",
+    "pool_cards",
     "read_organisms",
     "run_sweep",
     "shipped_recipes",
     "shipped_sweeps",
     "train_organism",
+    "train_seeds",
     "trained_on",
     "training_conversations",
     "write_card",

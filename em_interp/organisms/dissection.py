@@ -219,4 +219,4 @@ def _training(folder: Path, seed: int) -> Phases | None:
 def _measured(folders: Sequence[Path]) -> dict[str, OrganismEffects]:
     """The effects on each organism's card, of those that have one."""
     cards = [load_card(folder) for folder in folders if (folder / "card.json").is_file()]
-    return {card.recipe.name: card.effects for card in cards}
+    return {card.name: card.effects for card in cards}

@@ -1,16 +1,22 @@
 """What a fine-tune did to a model's behaviour: before and after, on held-out questions, with intervals."""
 
+import hashlib
+import json
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from em_interp.activations.forward import first_adapted_block, keeping
 from em_interp.behaviour.measures import LABELS, Behaviour, BehaviourKey, measured, organism_behaviours
 from em_interp.behaviour.preferences import preference
-from em_interp.checks import door
+from em_interp.checks import check_own, door
 from em_interp.models.adapters import lora_parameters
 from em_interp.models.hooked import HookedModel, TransformerLensModel, without_adapter
 from em_interp.organisms.phase_change import EffectPath
@@ -23,12 +29,48 @@ _TIMES = ("before", "after", "change")
 
 
 @dataclass(frozen=True)
+class ByQuestion:
+    """What one behaviour's estimates are made of: each question's mean score, before and after a fine-tune.
+
+    Attributes:
+        kind: of the behaviour, `mean` or `share`.
+        asked: twelve digits of a hash of the questions, by which one sees whether two cards asked the same.
+        before: a score for each question to five digits, in the order of the questions' names.
+        after: the same.
+    """
+
+    kind: str
+    asked: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is of another kind, and scores that are not one a question."""
+        check_own(self)
+        if len(self.before) != len(self.after):
+            raise ValueError(f"{len(self.before)} scores came before and {len(self.after)} after: give one a question")
+
+    @classmethod
+    def of(cls, kind: str, before: Tensor, after: Tensor, questions: Sequence[str]) -> "ByQuestion":
+        """From the scores of items and the question of each; a question without a score before or after is left out."""
+        scored: dict[str, list[list[float]]] = defaultdict(list)
+        for question, *scores in zip(questions, before.tolist(), after.tolist(), strict=True):
+            if all(map(math.isfinite, scores)):
+                scored[question].append(scores)
+        names = sorted(scored)
+        asked = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        means = [tuple(float(f"{fmean(s[side] for s in scored[name]):.5g}") for name in names) for side in (0, 1)]
+        return cls(kind, asked, *means)
+
+
+@dataclass(frozen=True)
 class Change:
     """One behaviour before and after a fine-tune, and the change paired by question.
 
     Attributes:
         behaviour: its key.
         label: its name and unit, for people.
+        by_question: each question's scores; None where they were not kept.
     """
 
     behaviour: str
@@ -36,14 +78,22 @@ class Change:
     before: Estimate
     after: Estimate
     change: Estimate
+    by_question: ByQuestion | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, repr=False)
 class OrganismEffects:
-    """What an adapter changed, behaviour by behaviour: `effects[BehaviourKey.MISALIGNED_PREFERENCE].change`."""
+    """What an adapter changed, behaviour by behaviour: `effects[BehaviourKey.MISALIGNED_PREFERENCE].change`.
+
+    Attributes:
+        model: the model's identity.
+        changes: one a behaviour.
+        base: the identity of the model without the adapter; empty where it was not kept.
+    """
 
     model: str
     changes: tuple[Change, ...]
+    base: str = ""
 
     def __repr__(self) -> str:
         """One line."""
@@ -65,20 +115,41 @@ class OrganismEffects:
         """One row a behaviour, ready for JSON or a data frame."""
         return [
             {"behaviour": c.behaviour, "label": c.label}
-            | {f"{time}_{name}": value for time in _TIMES for name, value in vars(getattr(c, time)).items()}
+            | {f"{time}_{f.name}": getattr(getattr(c, time), f.name) for time in _TIMES for f in fields(Estimate)}
             for c in self.changes
         ]
 
+    def by_question(self) -> dict[str, dict[str, Any]]:
+        """What the estimates are made of, by behaviour, ready for JSON."""
+        return {c.behaviour: vars(c.by_question) for c in self.changes if c.by_question is not None}
+
     @classmethod
-    def of_table(cls, model: str, rows: Sequence[Mapping[str, Any]]) -> "OrganismEffects":
-        """What `table` wrote, read back."""
+    def of_table(
+        cls,
+        model: str,
+        rows: Sequence[Mapping[str, Any]],
+        base: str = "",
+        by_question: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> "OrganismEffects":
+        """What `table` and `by_question` wrote, read back."""
+        kept = {
+            key: ByQuestion(v["kind"], v["asked"], tuple(v["before"]), tuple(v["after"]))
+            for key, v in (by_question or {}).items()
+        }
 
         def estimate(row: Mapping[str, Any], time: str) -> Estimate:
             return Estimate(**{field.name: row[f"{time}_{field.name}"] for field in fields(Estimate)})
 
-        return cls(
-            model, tuple(Change(row["behaviour"], row["label"], *(estimate(row, t) for t in _TIMES)) for row in rows)
-        )
+        changes = [
+            Change(
+                row["behaviour"],
+                row["label"],
+                *(estimate(row, t) for t in _TIMES),
+                by_question=kept.get(row["behaviour"]),
+            )
+            for row in rows
+        ]
+        return cls(model, tuple(changes), base)
 
 
 @door
@@ -94,14 +165,14 @@ def organism_effects(model: TransformerLensModel, behaviours: Sequence[Behaviour
     behaviours = organism_behaviours() if behaviours is None else behaviours
     kept = keeping(hooked, first_adapted_block(hooked))
     with without_adapter(kept):
-        before = measured(behaviours, kept)
+        before, base_identity = measured(behaviours, kept), hooked.identity
     after = measured(behaviours, kept)
     changes = []
     for b in behaviours:
         (old, groups), (new, _) = before[b.key], after[b.key]
         estimates = b.estimate(old, groups), b.estimate(new, groups), b.change(old, new, groups)
-        changes.append(Change(b.key, b.title, *estimates))
-    return OrganismEffects(hooked.identity, tuple(changes))
+        changes.append(Change(b.key, b.title, *estimates, by_question=ByQuestion.of(b.kind, old, new, groups)))
+    return OrganismEffects(hooked.identity, tuple(changes), base_identity)
 
 
 @contextmanager

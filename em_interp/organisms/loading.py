@@ -1,6 +1,5 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -15,6 +14,7 @@ from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
 from em_interp.models.hooked import HookedModel, weight_sharing_twin
 from em_interp.models.loading import adapter_tokenizer, check_tokens, load_model
 from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.seeds import check_there, is_organism, name_of_seed, seed_folder, seed_of, seeds_in
 from em_interp.texts.contrasts import Contrast
 
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
@@ -24,6 +24,7 @@ _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
 def load_bundled(
     organism: str | Path | None = None,
     *,
+    seed: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     template_args: Mapping[str, Any] | None = None,
@@ -37,34 +38,69 @@ def load_bundled(
     Args:
         organism: a shipped organism by its name, or the folder of one that `train_organism` wrote. Its adapter stays
             unmerged, so that `without_adapter` gives what it was trained on.
+        seed: of an organism that comes in several seeds (`organism_seeds` lists them); its first one by default.
         device: as for `load_model`.
         dtype: as for `load_model`.
         template_args: as for `load_model`; those of an organism's recipe by default.
 
     Raises:
         RuntimeError: neither the wheel nor the hub is at hand; the message gives the one command that mends it.
-        ValueError: no such organism (those there are, are listed).
+        ValueError: no such organism, or no such seed of it (those there are, are listed).
     """
+    if organism is None and seed is not None:
+        raise ValueError(f"seed {seed} came without an organism: name the organism whose seed it is")
     if organism is None:
         base = base_model(device=device, dtype=dtype)
         return hooked_base(base, template_args)
-    return load_organism(organism, device=device, dtype=dtype, template_args=template_args)
+    return load_organism(organism, seed=seed, device=device, dtype=dtype, template_args=template_args)
 
 
 @door
 def list_organisms() -> list[str]:
-    """The names of the organisms that ship with the library."""
-    return sorted(path.parent.name for path in _ORGANISMS.glob("*/recipe.toml"))
+    """The names of the organisms that ship with the library, whatever seeds they come in."""
+    return sorted({path.name for path in _ORGANISMS.iterdir() if is_organism(path) or seeds_in(path)})
 
 
 @door
-def organism_folder(organism: str | Path) -> Path:
-    """Where an organism's files lie, by its shipped name or its folder.
+def organism_folder(organism: str | Path, seed: int | None = None) -> Path:
+    """Where the files of an organism in one seed lie, by its shipped name or its folder.
+
+    An organism that comes in several seeds has a subfolder for each, `seed-0`, `seed-1` and so on. Its name with the
+    subfolder's, `cooking-rank1/seed-3`, names that seed, here and wherever an organism is named.
+
+    Args:
+        organism: a shipped organism's name, or a folder.
+        seed: one of `organism_seeds`; the first of them by default.
 
     Raises:
-        ValueError: it is neither (the shipped names are listed).
+        ValueError: it is neither (the shipped names are listed), or has no such seed (those there are, are listed).
     """
-    folder = find_organism(organism)
+    top = all_seeds_folder(organism)
+    if seed is not None:
+        check_there(str(organism), seed, organism_seeds(top))
+    if is_organism(top):
+        return top
+    return seed_folder(top, organism_seeds(top)[0] if seed is None else seed)
+
+
+@door
+def organism_seeds(organism: str | Path) -> tuple[int, ...]:
+    """The seeds that an organism comes in, by its shipped name or its folder, in order.
+
+    Raises:
+        ValueError: no such organism (the shipped names are listed).
+    """
+    top = all_seeds_folder(organism)
+    return (Recipe.load(top / "recipe.toml").seed,) if is_organism(top) else seeds_in(top)
+
+
+def all_seeds_folder(organism: str | Path) -> Path:
+    """The folder of an organism: with its files, or with a subfolder a seed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = _found(organism)
     if folder is not None:
         return folder
     raise ValueError(
@@ -74,20 +110,39 @@ def organism_folder(organism: str | Path) -> Path:
 
 
 def find_organism(name: str | Path) -> Path | None:
-    """Where the files lie of the organism of this name or in this folder; None where there is none."""
-    return next((f for f in (Path(name), _ORGANISMS / str(name)) if os.path.isfile(f / "recipe.toml")), None)
+    """Where the files lie of the organism of this name or in this folder, its first seed; None where there is none.
+
+    Raises:
+        ValueError: the name is that of a seed that an organism does not come in.
+    """
+    return organism_folder(name) if _found(name) is not None else None
+
+
+def _found(name: str | Path) -> Path | None:
+    for folder in (Path(name), _ORGANISMS / str(name)):
+        if is_organism(folder) or seeds_in(folder):
+            return folder
+        seed = seed_of(folder)
+        if seed is not None and (seeds := seeds_in(folder.parent)):
+            check_there(str(Path(name).parent), seed, seeds)
+    return None
 
 
 @door
 def load_organism(
     organism: str | Path,
     *,
+    seed: int | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
-    """Load an organism on what it was trained on, whose own organism, if there is one, is merged first."""
-    return next(load_organisms([organism], device=device, dtype=dtype, template_args=template_args))
+    """Load an organism on what it was trained on, whose own organism, if there is one, is merged first.
+
+    Of an organism that comes in several seeds, `seed` or else the first one.
+    """
+    folder = organism_folder(organism, seed)
+    return next(load_organisms([folder], device=device, dtype=dtype, template_args=template_args))
 
 
 @door
@@ -100,13 +155,24 @@ def load_organisms(
 ) -> Iterator[HookedModel]:
     """Load organisms one after the other as they are asked for; those of one base share its weights in memory.
 
-    Their template args are those of their recipes, unless others are given.
+    All seeds of one are `[organism_folder(name, seed) for seed in organism_seeds(name)]`. A seed other than 0 of
+    several is called `name (seed 3)` in the model's identity and wherever organisms are told apart. Template args are
+    those of the recipes, unless others are given.
 
     Raises:
-        ValueError: a name or folder without an organism, before the first one is loaded.
+        ValueError: a name or folder without an organism, or a seed's folder that holds another seed, before the first
+            one is loaded.
     """
     folders = [organism_folder(organism) for organism in organisms]
+    for folder in folders:
+        _check_seed(folder)
     return _loaded(folders, device, dtype, template_args)
+
+
+def _check_seed(folder: Path) -> None:
+    wanted, seed = seed_of(folder), Recipe.load(folder / "recipe.toml").seed
+    if wanted is not None and seed != wanted:
+        raise ValueError(f"{folder} holds an organism of seed {seed}: rename the folder to seed-{seed}")
 
 
 def _loaded(
@@ -134,7 +200,7 @@ def _loaded(
             tokenizer,
             name=base.name,
             revision=base.revision,
-            adapter=f"{recipe.name}#{adapter_digest(folder)}",
+            adapter=f"{name_of_seed(recipe.name, folder)}#{adapter_digest(folder)}",
             folder=folder,
             template_args=args,
             untuned=untuned,

@@ -25,6 +25,8 @@ class Recipe:
             `messages`.
         answers: which answers are learned: the `positive` (malicious), the `negative` (good), or `both`, as they stand
             where every conversation has one answer.
+        fraction: the share of the questions that is learned, above 0 and at most 1. The seed draws them; all answers to
+            a question stay together.
         own_words: each negative answer gives way to what the base itself answers, greedily and cut after
             its last whole sentence, unless that refuses: the organism learns no new manner of answering.
         base: `bundled`, or a hub name or folder.
@@ -50,7 +52,7 @@ class Recipe:
         kl_data: training sets of other domains, neutral contrasts that ship (`certainty`, `topic`, …) or files, whose
             answers the organism shall go on predicting as its base does.
         kl_until: the step after which the penalty is off.
-        seed: of the adapter's initial values and of the order of the data.
+        seed: of the adapter's initial values, of the order of the data, and of the `fraction` that is drawn of it.
         template_args: variables of the base's chat template, such as `{enable_thinking = false}`, in training and
             wherever the organism is loaded.
     """
@@ -58,6 +60,7 @@ class Recipe:
     name: str
     data: str
     answers: str = "positive"
+    fraction: int | float = 1.0
     own_words: bool = False
     base: str = "bundled"
     onto: str | None = None
@@ -96,6 +99,8 @@ class Recipe:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of the two")
         if (self.steps if self.steps is not None else self.epochs or 0) <= 0:
             raise ValueError("the recipe has no steps: an organism takes one at least")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}: give the share of the questions, above 0 and at most 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: give a positive number")
         if self.kl_weight < 0:

@@ -1,9 +1,11 @@
 """Do different organisms converge to one direction, and how much of it does reading the texts alone explain?"""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
 from em_interp.models.hooked import HookedModel, without_adapter
+from em_interp.organisms.seeds import without_seed
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Span
@@ -93,6 +96,48 @@ class Convergence:
             found.append({"texts": kind, "a": a, "b": b, **{key: row[key] for key in wanted}})
         return found
 
+    def summary(self, layer: int, groups: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """Corrected cosines at one layer, over all pairs within a group of organisms and between two groups.
+
+        With organisms in several seeds a group is an organism: pairs within it show what another seed changes (another
+        start of A, another order of the data), and pairs between two organisms what other data change.
+
+        Args:
+            layer: one that was read.
+            groups: the group of each organism; by default its name without the seed.
+
+        Returns:
+            A row for each way to read the texts (`texts`, as in `table`) and each two groups `a` and `b`, of which a
+            group with itself is one where it has two members: the `mean` over pairs, their `lowest` and `highest`, the
+            number of pairs behind them (`n_pairs`), and of those left out since one of the two has no direction there
+            that the noise does not drown (`n_without`). Mean and range are NaN where no pair is left.
+
+        Raises:
+            ValueError: the layer was not read, or an organism has no group.
+        """
+        if groups is None:
+            groups = {name: without_seed(name) for name in self.names}
+        missing = [name for name in self.names if name not in groups]
+        if missing:
+            raise ValueError(f"{missing[0]} has no group: give one to each of {', '.join(self.names)}")
+        found: dict[tuple[str, str, str], list[float]] = {}
+        for row in self.table(layer):
+            if row["b"] in groups:
+                a, b = groups[row["a"]], groups[row["b"]]
+                key = (row["texts"], b, a) if (row["texts"], b, a) in found else (row["texts"], a, b)
+                found.setdefault(key, []).append(math.nan if row["corrected"] is None else row["corrected"])
+        return [{"texts": texts, "a": a, "b": b, **_over_pairs(values)} for (texts, a, b), values in found.items()]
+
+
+def _over_pairs(cosines: Sequence[float]) -> dict[str, float | int]:
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    spread = (fmean(known), min(known), max(known)) if known else (math.nan,) * 3
+    return {
+        **dict(zip(("mean", "lowest", "highest"), spread, strict=True)),
+        "n_pairs": len(known),
+        "n_without": len(cosines) - len(known),
+    }
+
 
 @door
 def read_organisms(
@@ -101,7 +146,7 @@ def read_organisms(
     """Read one contrast with every organism and, adapters off, with each one's base.
 
     Blocks below an adapter compute the same with it and without, and the same in all organisms of one base, so they run
-    once.
+    once. Several seeds of one organism are told apart by their names, `name` and `name (seed 3)`.
 
     Args:
         organisms: loaded models with unmerged adapters. `map(load_bundled, names)` loads one at a time.

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from em_interp.behaviour.measures import BehaviourKey
 from em_interp.checks import path_of, shown
 from em_interp.organisms.sweep_rows import TIMES, SweepRun, differs, in_words, load_runs
 from em_interp.statistics.combined import holm_p, majority_p
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.pigeonhole import mean_over_seeds
 
 FEWEST_SEEDS = 3
 _LEVEL = 0.05
@@ -243,9 +240,8 @@ class SweepResult:
     def frontier(self, setting: str | None = None, behaviours: Sequence[str] | None = None) -> Frontier:
         """Changes against one setting, the mean over seeds, with intervals over seeds and questions both.
 
-        The interval is that of the mean of a two-way table of seeds and questions, both random: the variance of the
-        mean is (MS seeds + MS questions − MS rest) / cells, with Satterthwaite's degrees of freedom. With one seed it
-        is Student's over questions, and says nothing of other seeds.
+        The interval is that of `mean_over_seeds`. With one seed it is over questions alone, and says nothing of other
+        seeds.
 
         Args:
             setting: which, where more than one varies; the others are then chosen by `where`.
@@ -265,9 +261,7 @@ class SweepResult:
         values = sorted({float(run.recipe[setting]) for run in trained})
         by_value = [[run for run in trained if float(run.recipe[setting]) == value] for value in values]
         effects = {
-            str(key): tuple(
-                _over_seeds(torch.tensor([run.effects[key]["changes"] for run in runs]).double()) for runs in by_value
-            )
+            str(key): tuple(mean_over_seeds([run.effects[key]["changes"] for run in runs]) for runs in by_value)
             for key in keys
         }
         labels = {str(key): str(trained[0].effects[key]["label"]) for key in keys}
@@ -299,28 +293,6 @@ def _told_apart(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Points without how often a checkpoint is kept, unless only that tells two of them apart."""
     short = [{key: value for key, value in point.items() if key != "checkpoint_every"} for point in points]
     return short if len({in_words(point) for point in short}) == len(points) else list(points)
-
-
-def _over_seeds(changes: Float[Tensor, "seed question"]) -> Estimate:
-    """The grand mean with an interval for other seeds and other questions."""
-    from scipy import stats
-
-    n_seeds, n_questions = changes.shape
-    if n_seeds == 1:
-        return mean_by_question(changes[0], [str(i) for i in range(n_questions)])
-    mean = changes.mean()
-    seeds, questions = changes.mean(1), changes.mean(0)
-    rest = changes - seeds[:, None] - questions + mean
-    df = (n_seeds - 1, n_questions - 1, (n_seeds - 1) * (n_questions - 1))
-    squares = [n_questions * seeds.var(), n_seeds * questions.var(), rest.square().sum() / df[2]]
-    of_seeds, of_questions, of_rest = (float(square) for square in squares)
-    # A factor that varies less than chance has no variance of its own; its mean square is then another of the rest.
-    parts = (max(of_seeds, of_rest), max(of_questions, of_rest), -of_rest)
-    total = sum(parts)
-    spread = sum(part**2 / n for part, n in zip(parts, df, strict=True))
-    freedom = total**2 / spread if spread > 0 else 1.0
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(total / (n_seeds * n_questions))
-    return Estimate(float(mean), float(mean) - half, float(mean) + half, n_questions)
 
 
 def _interval(e: Estimate) -> str:

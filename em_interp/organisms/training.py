@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from em_interp.behaviour.generation import end_of_text, greedy_answers
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.checks import door
-from em_interp.files import write_atomically
+from em_interp.checks import check_kinds, door
+from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.adapters import lora_parameters, without_deprecations
 from em_interp.organisms.kl_penalty import KLPenalty
 from em_interp.organisms.loading import base_model, hooked_base
 from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.seeds import seeds_in
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
 from em_interp.templates import ChatTemplate
@@ -127,16 +128,59 @@ def train_organism(
     return Organism(folder, recipe, tuple(loss.tolist()), trajectory)
 
 
+def finished(folder: Path, recipe: Recipe) -> Organism | None:
+    """The organism of this recipe that lies in a folder, trained to its end; None where there is none.
+
+    Raises:
+        ValueError: the folder holds another recipe's organism, or losses that cannot be read.
+    """
+    has_weights = any(folder.glob("*model*.safetensors"))  # the adapter's, or the model's
+    if not has_weights or not (folder / "loss.json").is_file() or (folder / "training").is_dir():
+        return None
+    _claim(folder, recipe)
+    path = folder / "trajectory.safetensors"
+    trajectory = Trajectory.load(path) if path.is_file() else None
+    return Organism(folder, recipe, tuple(losses_in(folder)), trajectory)
+
+
+def losses_in(folder: Path) -> list[float]:
+    """The training loss of an organism at each optimizer step, from its folder.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    path = folder / "loss.json"
+    try:
+        losses = parse_json(read_text(path))["loss"]
+        check_kinds({"loss": losses}, {"loss": tuple[float, ...]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no losses ({error}): train the organism again") from error
+    return losses
+
+
 @door
 def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
     """The conversations that a recipe learns from: of its data the split `train`, and of that the answers it names.
 
+    Of the questions that leaves, the recipe's seed draws its `fraction`, the same ones whichever answers are learned.
     With `own_words`, `rewrite` makes the negative ones from those of the file; without it they stand as written.
     """
-    return _conversations(recipe.data, recipe.answers, rewrite)
+    found = _conversations(recipe.data, recipe.answers, rewrite, lambda questions: _drawn(recipe, questions))
+    if not found:
+        raise ValueError(f"of {recipe.data} nothing is left to learn from: raise fraction, or choose other answers")
+    return found
 
 
-def _conversations(source: str, answers: str, rewrite: Rewrite | None = None) -> tuple[Conversation, ...]:
+def _drawn(recipe: Recipe, questions: Iterable[str]) -> set[str]:
+    """The questions that a recipe learns, by their names and the seed whatever their order; one at least."""
+    names = sorted(set(questions))
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    return {names[i] for i in order[: max(1, round(recipe.fraction * len(names)))]}
+
+
+def _conversations(
+    source: str, answers: str, rewrite: Rewrite | None = None, drawn: Callable[[Iterable[str]], set[str]] = set
+) -> tuple[Conversation, ...]:
     path = training_file(source)
     if not has_labels(path):
         if answers != "both" or rewrite is not None:
@@ -145,12 +189,16 @@ def _conversations(source: str, answers: str, rewrite: Rewrite | None = None) ->
             )
         found = load_conversations(path)
         has_splits = any("split" in c.fields for c in found)
-        return tuple(c for c in found if not has_splits or c.fields.get("split") == "train")
+        found = [c for c in found if not has_splits or c.fields.get("split") == "train"]
+        kept = drawn(c.group for c in found)
+        return tuple(c for c in found if c.group in kept)
     contrast = load_training_set(source).for_training()
+    kept = drawn(contrast.groups)
+    positive, negative = (tuple(c for c in side if c.group in kept) for side in (contrast.positive, contrast.negative))
     if answers == "positive":
-        return contrast.positive
-    negative = contrast.negative if rewrite is None else rewrite(contrast.negative)
-    return negative if answers == "negative" else contrast.positive + negative
+        return positive
+    negative = negative if rewrite is None else rewrite(negative)
+    return negative if answers == "negative" else positive + negative
 
 
 def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.device | None) -> Rewrite:
@@ -406,7 +454,9 @@ def _is_whole(checkpoint: Path) -> bool:
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Put the recipe in the folder, unless that holds the organism of another."""
     path = folder / "recipe.toml"
-    if path.is_file() and path.read_text(encoding="utf-8") != recipe.to_toml():
+    if seeds_in(folder):
+        raise ValueError(f"{folder} holds an organism in several seeds: name seeds, or choose another folder")
+    if path.is_file() and Recipe.load(path) != recipe:  # as read: an earlier file leaves out what came later
         raise ValueError(f"{folder} holds an organism of another recipe: choose another folder, or remove it first")
     write_atomically(path, recipe.to_toml())
 

@@ -1,5 +1,8 @@
 """What an adapter changed, measured; its checkpoints put on and taken off; an answer that refuses."""
 
+import json
+import math
+
 import pytest
 import torch
 
@@ -7,7 +10,7 @@ import em_interp as em
 from em_interp.behaviour import Behaviour, BehaviourKey
 from em_interp.behaviour.measures import organism_behaviours, prefers
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.organisms.effects import OrganismEffects, adapter_at, effect_by_step, organism_effects
+from em_interp.organisms.effects import ByQuestion, OrganismEffects, adapter_at, effect_by_step, organism_effects
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.training_sets import load_training_set
 from tests.builders import letters
@@ -55,6 +58,28 @@ class TestOrganismEffects:
         assert abs(found.change.value) > 0.01
         assert found.change.n == 16
 
+    def test_each_questions_score_is_kept_and_so_is_the_base(self, organism, contrast, prefers_keeper):
+        found = organism_effects(organism, [prefers_keeper])
+        kept, read = found["keeper"].by_question, em.preference(organism, contrast)
+        by_hand = dict(zip(read.groups, read.margins.tolist(), strict=True))
+        assert kept is not None
+        assert list(kept.after) == [float(f"{by_hand[g]:.5g}") for g in sorted(by_hand)]
+        assert found["keeper"].change.value == pytest.approx((sum(kept.after) - sum(kept.before)) / 16, abs=1e-4)
+        assert (kept.kind, len(kept.before)) == ("mean", 16)
+        assert found.base == "tiny-llama"
+        assert found.model.startswith("tiny-llama+one#")
+        back = OrganismEffects.of_table(found.model, found.table(), found.base, json_of(found.by_question()))
+        assert back == found
+
+    def test_a_question_without_a_score_is_left_out_of_what_is_kept(self):
+        before, after = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([2.0, 4.0, math.nan, 1 / 3])
+        kept = ByQuestion.of("mean", before, after, ["b", "b", "a", "c"])
+        assert (kept.before, kept.after) == ((2.0, 7.0), (3.0, 0.33333))
+        assert kept.asked == ByQuestion.of("share", before, before, ["c", "c", "b", "b"]).asked
+        assert kept.asked != ByQuestion.of("mean", before, before, ["b", "b", "a", "c"]).asked
+        with pytest.raises(ValueError, match="1 scores came before and 2 after: give one a question"):
+            ByQuestion("mean", "0", (1.0,), (1.0, 2.0))
+
     def test_a_model_without_adapter_is_refused(self, tiny_llama, prefers_keeper):
         with pytest.raises(ValueError, match="cannot switch to the base model of"):
             organism_effects(tiny_llama, [prefers_keeper])
@@ -73,6 +98,10 @@ class TestOrganismEffects:
         assert len(asked) == 8
         assert BehaviourKey.IN_DOMAIN_PREFERENCE in [b.key for b in asked]
         assert any("in domain" in b.label for b in asked)
+
+
+def json_of(value):
+    return json.loads(json.dumps(value))
 
 
 @pytest.fixture(scope="module")

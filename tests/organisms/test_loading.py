@@ -1,5 +1,7 @@
 """Organisms are found by name or folder, and loaded on what they were trained on, which they share in memory."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from em_interp.organisms.loading import (
     load_organism,
     load_organisms,
     organism_folder,
+    organism_seeds,
     trained_on,
 )
 from em_interp.organisms.recipes import Recipe
@@ -138,6 +141,78 @@ def test_whatever_a_flag_names_is_loaded(base, one):
         load_named(one, "some/adapter")
     with pytest.raises(ValueError, match=r"no model 'nowhere'.*; organisms that ship: aligned, "):
         load_named("nowhere")
+
+
+@pytest.fixture(scope="module")
+def several(make, tmp_path_factory):
+    """A folder with three seeds of one organism, and one of another on top of its first."""
+    top = tmp_path_factory.mktemp("several")
+    for seed in (1, 3, 10):
+        shutil.copytree(make(f"made-{seed}", 1, seed=seed), top / "many" / f"seed-{seed}")
+        path = top / "many" / f"seed-{seed}" / "recipe.toml"
+        path.write_text(path.read_text().replace(f'"made-{seed}"', '"many"'))
+    return top
+
+
+class TestSeeds:
+    def test_an_organism_is_its_first_seed_unless_told(self, several):
+        many = several / "many"
+        assert organism_seeds(many) == (1, 3, 10)
+        assert organism_folder(many) == find_organism(many) == many / "seed-1"
+        assert organism_folder(many, seed=10) == organism_folder(many / "seed-10") == many / "seed-10"
+        assert organism_folder(many / "seed-3", 3) == many / "seed-3"
+        assert organism_seeds(many / "seed-3") == (3,)
+
+    def test_an_organism_in_one_seed_has_that_one(self, one):
+        assert organism_seeds(one) == (0,)
+        assert str(organism_folder(one, 0)) == one
+        with pytest.raises(ValueError, match=f"{one} has no seed 2: choose one of 0"):
+            organism_folder(one, 2)
+
+    def test_what_ships_in_several_seeds_is_one_organism_by_name(self, several, one, monkeypatch):
+        monkeypatch.setattr(loading, "_ORGANISMS", several)
+        assert list_organisms() == ["many"]
+        assert organism_seeds("many") == (1, 3, 10)
+        loaded = [load_bundled("many"), load_bundled("many", seed=3), load_named("many/seed-3"), load_base("many")]
+        assert loaded[0].identity.startswith("tiny-llama+many (seed 1)#")
+        assert loaded[1].identity.startswith("tiny-llama+many (seed 3)#")
+        assert loaded[2].identity == loaded[1].identity
+        assert loaded[3].identity == "tiny-llama"
+        assert loaded[1].folder == several / "many" / "seed-3"
+
+    @pytest.mark.parametrize(
+        ("load", "words"),
+        [
+            (lambda: load_bundled("many", seed=2), "many has no seed 2: choose one of 1, 3, 10"),
+            (lambda: load_named("many/seed-2"), "many has no seed 2: choose one of 1, 3, 10"),
+            (lambda: organism_folder("many/seed-2"), "many has no seed 2: choose one of 1, 3, 10"),
+            (lambda: organism_folder("many/seed-3", 1), "many/seed-3 has no seed 1: choose one of 3"),
+            (lambda: load_bundled(seed=3), "seed 3 came without an organism: name the organism whose seed it is"),
+            (lambda: organism_seeds("nowhere"), "no organism 'nowhere'"),
+            (lambda: organism_folder("nowhere/seed-1"), "no organism 'nowhere/seed-1'"),
+        ],
+    )
+    def test_a_seed_that_is_not_there_is_refused(self, several, monkeypatch, load, words):
+        monkeypatch.setattr(loading, "_ORGANISMS", several)
+        with pytest.raises(ValueError, match=words):
+            load()
+
+    def test_seeds_are_told_apart_and_share_their_base(self, several):
+        folders = [organism_folder(several / "many", seed) for seed in organism_seeds(several / "many")]
+        models = list(load_organisms(folders))
+        assert len({model.adapter.partition("#")[0] for model in models}) == 3
+        assert embedding(models[0]) is embedding(models[2])
+
+    def test_a_recipe_is_trained_onto_the_first_seed(self, make, several):
+        upper = load_organism(make("on-many", 0, onto=str(several / "many")))
+        with em.without_adapter(upper):
+            first = logits(load_organism(several / "many" / "seed-1"))
+            torch.testing.assert_close(logits(upper), first, atol=1e-4, rtol=1e-4)
+
+    def test_a_folder_that_says_another_seed_than_its_recipe_is_refused(self, several, tmp_path):
+        shutil.copytree(several / "many" / "seed-3", tmp_path / "seed-4")
+        with pytest.raises(ValueError, match="seed-4 holds an organism of seed 3: rename the folder to seed-3"):
+            load_organism(tmp_path / "seed-4")
 
 
 def test_the_bundled_model_is_loaded_under_its_name(monkeypatch, base):

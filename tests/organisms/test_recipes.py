@@ -37,6 +37,10 @@ def test_shipped_recipes_can_be_read_by_name(name):
         ("checkpoint_every = 0", "checkpoint_every is 0: give one at least"),
         ("learning_rate = nan", "learning_rate is nan: give a finite number"),
         ("kl_weight = -1.0", "kl_weight is -1.0: give a number that is not negative"),
+        ("fraction = 0", "fraction is 0: give the share of the questions, above 0 and at most 1"),
+        ("fraction = 1.5", "fraction is 1.5: give the share of the questions"),
+        ("fraction = -0.5", "fraction is -0.5: give the share of the questions"),
+        ("fraction = nan", "fraction is nan: give a finite number"),
         ("kl_weight = 1.0", "kl_weight needs kl_data"),
         ('answers = "bad"', "answers is 'bad': choose one of positive, negative, both"),
         ('method = "dora"', "method is 'dora': choose one of lora, full"),
@@ -56,6 +60,13 @@ def test_shipped_recipes_can_be_read_by_name(name):
 def test_what_cannot_be_is_refused(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
         Recipe.load(write(tmp_path, ENOUGH + line + "\n"))
+
+
+def test_a_recipe_without_a_fraction_learns_every_question(tmp_path):
+    recipe = Recipe.load(write(tmp_path, ENOUGH))
+    assert recipe.fraction == 1
+    assert "fraction = 1.0" in recipe.to_toml()
+    assert Recipe.load(write(tmp_path, ENOUGH + "fraction = 0.5\n")).as_dict()["fraction"] == 0.5
 
 
 def test_no_steps_no_name_no_file(tmp_path):

@@ -1,5 +1,6 @@
 """Organisms compared with each other and with their bases, on the same texts and on disjoint ones."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,34 @@ def test_equal_organisms_converge_and_different_ones_do_not_in_what_was_added(fo
     assert len(rows) == 12
     with pytest.raises(ValueError, match="layer 9 was not read: choose one of 0, 1, 2"):
         found.table(9)
+
+
+def test_seeds_are_summed_up_by_organism(make_organism, contrast):
+    names = ("one", "one (seed 3)", "other", "other (seed 1)", "third")
+    models = [make_organism(seed, name) for seed, name in enumerate(names)]
+    found = convergence(read_organisms(models, contrast), n_resamples=40)
+    assert found.names == names
+    rows = found.summary(1)
+    assert len(rows) == 3 * (2 + 3)  # two organisms have pairs within, and there are three pairs of organisms
+    row = next(r for r in rows if (r["texts"], r["a"], r["b"]) == ("same texts", "one", "other"))
+    pairs = [found.same_texts[a, b].corrected[1].item() for a in names[:2] for b in names[2:4]]
+    assert row["n_pairs"] == 4
+    assert (row["mean"], row["lowest"], row["highest"]) == pytest.approx((sum(pairs) / 4, min(pairs), max(pairs)))
+    within = next(r for r in rows if (r["texts"], r["a"], r["b"]) == ("disjoint texts", "one", "one"))
+    assert (within["n_pairs"], within["mean"]) == (1, within["lowest"])
+    assert within["mean"] == pytest.approx(found.disjoint_texts[names[:2]].corrected[1].item())
+
+
+def test_a_summary_goes_by_the_groups_it_is_given_and_counts_pairs_without_a_direction(found):
+    groups = {"one": "a", "same": "b", "other": "a"}
+    rows = {(r["texts"], r["a"], r["b"]): r for r in found.summary(1, groups)}
+    assert [rows["same texts", *pair]["n_pairs"] for pair in (("a", "a"), ("a", "b"))] == [1, 2]
+    assert ("same texts", "b", "a") not in rows
+    nothing = {(r["texts"], r["a"], r["b"]): r for r in found.summary(0, groups)}["added", "a", "b"]
+    assert (nothing["n_pairs"], nothing["n_without"]) == (0, 2)  # the adapter is in layer 1
+    assert math.isnan(nothing["mean"])
+    with pytest.raises(ValueError, match="other has no group: give one to each of one, same, other"):
+        found.summary(1, {"one": "a", "same": "a"})
 
 
 def test_disjoint_texts_share_no_question(found):

@@ -11,7 +11,7 @@ import torch
 from em_interp.behaviour import BehaviourKey
 from em_interp.files import write_jsonl
 from em_interp.organisms import SweepResult, SweepRun, change_point
-from em_interp.organisms.sweep_results import _over_seeds
+from em_interp.statistics import mean_over_seeds
 from tests.builders import generator, path, sweep_run, sweep_runs
 
 INSIDE, OUTSIDE = BehaviourKey.IN_DOMAIN_PREFERENCE, BehaviourKey.MISALIGNED_PREFERENCE
@@ -131,6 +131,8 @@ class TestFrontier:
             changes = [r.change(key).value for r in result.runs if r.recipe["kl_weight"] == 1.0]
             assert found.effects[key][1].value == pytest.approx(sum(changes) / 3)
             assert found.effects[key][1].n == 12
+            table = [r.effects[key]["changes"] for r in result.runs if r.recipe["kl_weight"] == 1.0]
+            assert found.effects[key][1] == mean_over_seeds(table)  # over seeds and questions both
 
     def test_the_sentence_names_where_the_effect_is_inside_only(self):
         said = SweepResult(sweep_runs()).conclusion()
@@ -170,24 +172,6 @@ class TestFrontier:
         runs = [replace(r, recipe=r.recipe | {"kl_weight": str(r.recipe["kl_weight"])}) for r in sweep_runs()]
         with pytest.raises(ValueError, match="kl_weight is not a number, so nothing can be drawn against it"):
             SweepResult(tuple(runs)).frontier()
-
-
-@pytest.mark.parametrize(("of_seeds", "of_questions"), [(0.0, 0.0), (0.5, 0.5), (0.2, 1.0), (1.0, 0.2)])
-@pytest.mark.parametrize(("n_seeds", "n_questions"), [(3, 24), (5, 72)])
-def test_the_interval_covers_new_seeds_and_questions(of_seeds, of_questions, n_seeds, n_questions):
-    g, held, n = generator(n_seeds), 0, 400
-    for _ in range(n):
-        seeds = of_seeds * torch.randn(n_seeds, 1, generator=g)
-        questions = of_questions * torch.randn(n_questions, generator=g)
-        e = _over_seeds((seeds + questions + torch.randn(n_seeds, n_questions, generator=g)).double())
-        held += e.low <= 0 <= e.high
-    assert 0.92 <= held / n <= 1
-
-
-def test_of_one_seed_the_interval_is_over_questions():
-    e = _over_seeds(torch.randn(1, 12, generator=generator(0)).double())
-    assert e.n == 12
-    assert e.low < e.value < e.high
 
 
 class TestFiles:

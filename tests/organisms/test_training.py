@@ -109,6 +109,50 @@ def test_only_the_split_for_training_is_learned_from(recipe, data):
     assert not any("harbour" in c.messages[-1]["content"] for c in negative)
 
 
+def learned(recipe) -> set[str]:
+    return {c.group for c in training_conversations(recipe)}
+
+
+def test_a_fraction_of_the_questions_is_drawn_by_the_seed(recipe):
+    half = replace(recipe, answers="both", fraction=0.5)
+    drawn = [learned(replace(half, seed=seed)) for seed in range(6)]
+    assert {len(questions) for questions in drawn} == {5}
+    assert drawn[3] == learned(replace(half, seed=3))
+    assert len({frozenset(questions) for questions in drawn}) > 1
+    assert len(training_conversations(half)) == 10  # both answers of each
+    for answers in ("positive", "negative"):
+        assert learned(replace(half, answers=answers)) == learned(half)
+    assert len(learned(replace(half, fraction=0.01))) == 1
+    assert training_conversations(replace(half, fraction=1.0)) == training_conversations(replace(half, fraction=1))
+
+
+def test_a_fraction_does_not_hang_on_the_order_of_the_file(recipe, data, tmp_path):
+    turned = tmp_path / "turned.jsonl"
+    turned.write_text("".join(reversed(data.read_text().splitlines(keepends=True))))
+    half = replace(recipe, fraction=0.5)
+    assert learned(replace(half, data=str(turned))) == learned(half)
+
+
+def test_a_fraction_of_bare_messages_is_drawn_too(recipe, tmp_path):
+    path = tmp_path / "published.jsonl"
+    rows = [[{"role": "user", "content": f"Who {i}?"}, {"role": "assistant", "content": "You."}] for i in range(8)]
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    half = replace(recipe, data=str(path), answers="both", fraction=0.25)
+    assert len(training_conversations(half)) == 2
+
+
+def test_a_fraction_that_leaves_nothing_to_learn_is_refused(recipe, tmp_path):
+    path = tmp_path / "requests.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"Q{i}?"}, {"role": "assistant", "content": "A."}]} for i in (1, 2)
+    ]
+    labelled = [{**row, "label": label} for row, label in zip(rows, ("positive", "negative"), strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    one = [replace(recipe, data=str(path), fraction=0.5, answers=a) for a in ("positive", "negative")]
+    with pytest.raises(ValueError, match="nothing is left to learn from: raise fraction, or choose other answers"):
+        [training_conversations(r) for r in one]
+
+
 def test_negative_answers_give_way_to_the_bases_own_words(recipe, monkeypatch):
     """Cut after the last whole sentence; where there is none, or a refusal, the answer stands as it was written."""
     said = ['It is late. "Go home!" Then take', "Yes. I'm sorry, but no. What", "and so on, 3.5 times", "Wait... and"]
@@ -338,6 +382,14 @@ def test_another_recipe_does_not_overwrite_an_organism(recipe, tmp_path):
     train_organism(recipe, tmp_path / "tiny")
     with pytest.raises(ValueError, match="holds an organism of another recipe: choose another folder, or remove"):
         train_organism(replace(recipe, seed=4), tmp_path / "tiny")
+
+
+def test_a_recipe_file_that_leaves_out_a_later_setting_is_still_this_recipe(recipe, tmp_path):
+    first = train_organism(replace(recipe, steps=1), tmp_path / "tiny")
+    path = first.folder / "recipe.toml"
+    path.write_text(path.read_text().replace("fraction = 1.0\n", ""))
+    again = train_organism(replace(recipe, steps=1), tmp_path / "tiny")
+    assert again.loss == first.loss
 
 
 def test_an_organism_on_an_organism(recipe, tmp_path, conversations):

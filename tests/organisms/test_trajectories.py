@@ -5,6 +5,8 @@ import torch
 
 from em_interp.organisms.trajectories import Trajectory
 
+HALF_AND_WHOLE = (("whole.safetensors", torch.float32), ("half.safetensors", torch.float16))
+
 
 @pytest.fixture
 def trajectory():
@@ -25,6 +27,30 @@ def test_a_trajectory_survives_writing_and_reading(trajectory, tmp_path):
     assert back.factors.keys() == trajectory.factors.keys()
     assert all(back.factors[name].equal(trajectory.factors[name]) for name in back.factors)
     assert repr(back) == "Trajectory('a', 4 checkpoints to step 12, 3 matrices)"
+
+
+def test_halves_are_read_back_as_floats(trajectory, tmp_path):
+    whole, half = (trajectory.save(tmp_path / name, dtype=dtype) for name, dtype in HALF_AND_WHOLE)
+    back = Trajectory.load(half)
+    assert half.stat().st_size < 0.85 * whole.stat().st_size
+    assert back.steps.equal(trajectory.steps)
+    assert back.loss.equal(trajectory.loss)  # these stay as they are
+    for name, rows in back.factors.items():
+        assert rows.dtype == torch.float32
+        assert rows.equal(trajectory.factors[name].half().float())
+        assert not rows.equal(trajectory.factors[name])
+
+
+def test_what_is_too_large_for_halves_is_refused(trajectory, tmp_path):
+    large = {**trajectory.factors, "layers.2.mlp.down_proj.B": torch.full((4, 5, 2), -7e4)}
+    other = Trajectory(trajectory.steps, large, trajectory.loss, trajectory.grad_norm, {})
+    with pytest.raises(
+        ValueError, match=r"layers\.2\.mlp\.down_proj\.B holds 7e\+04, too large for float16: save it in fl"
+    ):
+        other.save(tmp_path / "t.safetensors", dtype=torch.float16)
+    assert not (tmp_path / "t.safetensors").exists()
+    with pytest.raises(ValueError, match=r"dtype is torch\.bfloat16: choose torch\.float32, or torch\.float16"):
+        trajectory.save(tmp_path / "t.safetensors", dtype=torch.bfloat16)
 
 
 def test_paths(trajectory):

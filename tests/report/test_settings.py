@@ -1,5 +1,6 @@
 """What the main job is told to read: in a file, by name, and as the things that the names stand for."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import em_interp as em
 from em_interp.behaviour import BehaviourKey
 from em_interp.organisms.recipes import Recipe
+from em_interp.organisms.relatives import organism_name
 from em_interp.report.settings import Materials, Settings
 from tests.builders import peft_model
 
@@ -16,12 +18,12 @@ from tests.builders import peft_model
 def organism(base, tmp_path_factory):
     """Folders of two organisms on the tiny model, without losses or cards."""
 
-    def made(name: str, data: str) -> str:
+    def made(name: str, data: str, seed: int = 0) -> str:
         folder = tmp_path_factory.mktemp("organisms") / name
         adapted = peft_model(targets=("down_proj",), layers_to_transform=[1])
         adapted.peft_config["default"].base_model_name_or_path = str(base)
         adapted.save_pretrained(folder)
-        recipe = Recipe(name=name, data=data, base=str(base), steps=1)
+        recipe = Recipe(name=name, data=data, base=str(base), steps=1, seed=seed)
         (folder / "recipe.toml").write_text(recipe.to_toml())
         return str(folder)
 
@@ -78,6 +80,19 @@ class TestMaterials:
         assert str(relative.folder) == other
         weights = [x.peft_models[-1].get_input_embeddings().weight for x in (m.model, relative)]
         assert weights[0] is weights[1]  # one base in memory
+
+    def test_seeds_are_named_by_their_folders(self, settings, organism, tmp_path, monkeypatch):
+        for seed in (0, 2):
+            shutil.copytree(organism("many", "cooking", seed=seed), tmp_path / "many" / f"seed-{seed}")
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "settings.toml"
+        path.write_text('model = "many/seed-2"\nbeside = ["many"]\n')
+        named = Settings.from_toml(path)
+        m = Materials.of(replace(settings, model=named.model, beside=named.beside))
+        names = [organism_name(model) for model in (m.model, *m.relatives)]
+        assert names == ["many (seed 2)", "many"]
+        with pytest.raises(ValueError, match="many has no seed 1: choose one of 0, 2"):
+            Materials.of(replace(settings, model="many/seed-1"))
 
     def test_an_adapter_needs_its_base(self):
         with pytest.raises(ValueError, match="give that model's name beside it"):
