@@ -1,7 +1,7 @@
 """What a search over training recipes found: which recipes turn, and effects inside and outside of a domain."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Frontier:
 
     setting: str
     values: tuple[float, ...]
-    effects: dict[str, tuple[Estimate, ...]]
+    effects: Mapping[str, tuple[Estimate, ...]]
     labels: dict[str, str]
     n_seeds: tuple[int, ...]
 
