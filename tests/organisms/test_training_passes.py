@@ -13,10 +13,10 @@ PREFIX = tuple(range(40, 60))  # longer than Gemma's window
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    """Six conversations of different lengths that begin alike; the third has only one place, the last none."""
+    """Seven conversations that begin alike, of six lengths; the third has only one place, the sixth none."""
     generator = torch.Generator().manual_seed(1)
     found = []
-    for length, n_places in ((9, 4), (14, 6), (5, 1), (11, 3), (7, 5), (6, 0)):
+    for length, n_places in ((9, 4), (14, 6), (5, 1), (11, 3), (7, 5), (6, 0), (9, 2)):
         ids = PREFIX + tuple(torch.randint(5, 90, (length,), generator=generator).tolist())
         found.append(Row(ids, tuple(range(len(ids) - 1 - n_places, len(ids) - 1))))
     return found
@@ -85,7 +85,7 @@ def test_a_conversation_goes_through_the_frozen_blocks_once_and_the_prefix_throu
         part.register_forward_pre_hook(lambda _, args, number=number: ran.append((number, tuple(args[0].shape[:2]))))
     passes.logits(model, rows)
     assert [shape for number, shape in ran if number == 0] == [(1, 20), *((1, len(row.ids) - 20) for row in rows)]
-    assert [shape for number, shape in ran if number == 2] == [(1, 20), (1, 20), (6, 14)]
+    assert [shape for number, shape in ran if number == 2] == [(1, 20), (1, 20), (7, 14)]
     ran.clear()
     passes.logits(model, rows[:2])
     assert ran == [(2, (1, 20)), (2, (2, 14))]
