@@ -309,7 +309,8 @@ def logits_at(
         logits = run(logits_to_keep=columns.to(head.weight.device)).logits
     finally:
         handle.remove()
-    return logits[0] if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
+    # A view: what `logits[0]` gives back is as large as the logits, and zero but for one row.
+    return logits.squeeze(0) if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
 
 
 def _columns(tokens: Sequence[int]) -> tuple[Int[Tensor, " column"], list[int]]:

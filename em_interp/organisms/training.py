@@ -109,7 +109,8 @@ def train_organism(
     trainer = _trainer(model, tokenizer, recipe, examples, work, passes, penalty)
     recorder = _Recorder(work / "adapters", recipe)
     trainer.add_callback(_callback(recorder))
-    with bar(total=1, desc=f"training {recipe.name}", unit="step", delay=0, leave=True) as recorder.bar:
+    shown = bar(total=1, desc=f"training {recipe.name}", unit="step", delay=0, leave=True)
+    with _without_card(model), shown as recorder.bar:
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     loss, grad_norm = (_logged(trainer.state.log_history, key) for key in ("loss", "grad_norm"))
     trajectory = recorder.trajectory(loss, grad_norm) if recipe.method == "lora" and recipe.keep_trajectory else None
@@ -435,13 +436,12 @@ def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) 
 
 @contextmanager
 def _without_card(model: Any) -> Iterator[None]:
-    """PEFT would write a card of its own, with nothing filled in."""
-    shown = model.create_or_update_model_card
+    """PEFT would write a card of its own, with nothing filled in, beside the adapter of every checkpoint."""
     model.create_or_update_model_card = lambda folder: None
     try:
         yield
     finally:
-        model.create_or_update_model_card = shown
+        del model.create_or_update_model_card
 
 
 def _logged(history: Sequence[dict[str, Any]], key: str) -> Float[Tensor, " step"]:

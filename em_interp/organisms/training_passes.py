@@ -131,7 +131,7 @@ class TrainingPasses:
         for layer in cache.layers[self.block :]:
             layer.batch_repeat_interleave(n_rows)
         if frozen is not None:
-            cache.layers[: self.block] = [copy.copy(layer) for layer in frozen.layers[: self.block]]
+            cache.layers[: self.block] = _again(frozen).layers[: self.block]
         return cache
 
     def _above(self, model: Any, streams: Sequence[Float[Tensor, "_ d_model"]]) -> Any:
@@ -144,7 +144,7 @@ class TrainingPasses:
 
     @torch.no_grad()
     def _below(self, model: Any, ids: tuple[int, ...]) -> Float[Tensor, "pos d_model"]:
-        past = {"past_key_values": copy.deepcopy(self._frozen_prefix(model)[0])} if self.prefix else {}
+        past = {"past_key_values": _again(self._frozen_prefix(model)[0])} if self.prefix else {}
         with resumed(blocks_of(model)[self.block :]), self._caught(model) as found:
             inputs = {
                 "input_ids": _one(model, ids[len(self.prefix) :]),
@@ -218,6 +218,13 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def _again(cache: Any) -> Any:
+    """A cache of the same keys and values, to add to: its layers put new tensors in their place and write into none."""
+    found = copy.copy(cache)
+    found.layers = [copy.copy(layer) for layer in cache.layers]
+    return found
 
 
 def _one(model: Any, ids: Sequence[int]) -> Tensor:
