@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,8 @@ from em_interp.models.hooked import PROBE, HookedModel, HookPairs, TransformerLe
 from em_interp.models.sites import user_hooks
 from em_interp.texts.conversations import Batch, Encoded, batches
 
-# Below this a second pass costs more than the tokens it saves.
-_WORTH = 8
-_BUDGET = 2**31  # bytes of kept streams
+WORTH = 8  # tokens; below this a second pass costs more than what it saves
+BUDGET = 2**31  # bytes of kept streams
 
 
 def default_batch_tokens(hooked: HookedModel) -> int:
@@ -35,7 +35,7 @@ def keeping(
     model: TransformerLensModel,
     *blocks: int,
     like: "KeptStreams | None" = None,
-    budget: int = _BUDGET,
+    budget: int = BUDGET,
 ) -> HookedModel:
     """The same model, which keeps the stream that enters these blocks and goes on from it where it can.
 
@@ -109,14 +109,16 @@ def share_prefix(
     Nothing is shared where a token of it is to be read, where a hook may depend on where in the stream it is, or where
     the model keeps something else than keys and values.
     """
-    length = min(_common_length(encoded), *(min(token for span in e.spans for token in span) for e in encoded))
+    length = min(
+        common_length([e.ids for e in encoded]), *(min(token for span in e.spans for token in span) for e in encoded)
+    )
     ours = all(isinstance(function, Intervention) for _, function in hooks)
     passes = _Passes.of(hooked, Prefix(), hooks)
     with attached(hooked, at_prompt_length(list(hooks), length)) as hf_model:
-        if length < _WORTH or not ours or hf_model is not hooked.plain:
+        if length < WORTH or not ours or hf_model is not hooked.plain:
             return Prefix(), list(encoded)
         cache = passes.cache(hf_model, encoded[0].ids[:length])
-    if not _repeats(cache):
+    if not repeats(cache):
         return Prefix(), list(encoded)
     return Prefix(encoded[0].ids[:length], cache), [_cut(e, length) for e in encoded]
 
@@ -221,21 +223,11 @@ class _Passes:
         self, hf_model: Any, batch: Batch, rows: Sequence[int], tokens: Sequence[int]
     ) -> Float[Tensor, "token vocab"]:
         """The logits of these tokens of the rows beside them; on the twin the head is given nothing else."""
-        columns = sorted(set(tokens))
-        kept = torch.tensor(columns, device=self.hooked.device)
-        at = [columns.index(token) for token in tokens]
-        if hf_model is not self.hooked.plain:
-            return self.run(hf_model, batch, logits_to_keep=kept).logits[rows, at]
-
-        def only_these(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][rows, at][None], *args[1:])
-
-        handle = hf_model.get_output_embeddings().register_forward_pre_hook(only_these)
-        try:
-            logits = self.run(hf_model, batch, logits_to_keep=kept).logits
-        finally:
-            handle.remove()
-        return logits[0] if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
+        run = partial(self.run, hf_model, batch)
+        if hf_model is self.hooked.plain:
+            return logits_at(hf_model, run, rows, tokens)
+        columns, at = _columns(tokens)
+        return run(logits_to_keep=columns.to(self.hooked.device)).logits[rows, at]
 
     def run(self, hf_model: Any, batch: Batch, *, body: bool = False, **kwargs: Any) -> Any:
         """Call the model on a batch, without its head where only the `body` is wanted."""
@@ -250,11 +242,11 @@ class _Passes:
         tokens = torch.tensor([ids])
         call, inputs = hf_model.base_model, {"input_ids": tokens.to(self.hooked.device), "use_cache": True}
         if hf_model is not self.hooked.plain or not self.points:
-            return _cache_of(call(**inputs))
+            return cache_of(call(**inputs))
         keys, kept = self._keys(tokens, torch.ones_like(tokens)), self.hooked.kept.prefixes
         with self._from_kept(keys, torch.ones(1, len(ids), dtype=torch.bool, device=self.hooked.device)) as first:
-            cache = _cache_of(call(**inputs))
-        if not _repeats(cache):
+            cache = cache_of(call(**inputs))
+        if not repeats(cache):
             return cache
         if first:
             cache.layers = [*kept[keys[first]], *cache.layers[first:]]
@@ -271,24 +263,24 @@ class _Passes:
         streams = self.hooked.kept.streams
         first = max((block for block, key in keys.items() if block <= self.last and key in streams), default=0)
         with (
-            _resumed(self.hooked, first, _unpacked(streams[keys[first]], mask)) if first else nullcontext(),
+            resumed(_blocks(self.hooked)[:first], _unpacked(streams[keys[first]], mask)) if first else nullcontext(),
             _recorded(self.hooked, {block: keys[block] for block in keys if block > first}, mask),
         ):
             yield first
 
 
 @contextmanager
-def _resumed(hooked: HookedModel, block: int, stream: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """Inside, blocks below pass through what comes in, and the last of them gives the kept stream out."""
-    skipped = _blocks(hooked)[:block]
-    before = [vars(module).get("forward") for module in skipped]
+def resumed(blocks: Sequence[Any], stream: Float[Tensor, "batch pos d_model"] | None = None) -> Iterator[None]:
+    """Inside, these blocks of a Hugging Face model pass through what comes in, and the last of them gives `stream`."""
+    before = [vars(module).get("forward") for module in blocks]
     try:
-        for module in skipped[:-1]:
+        for module in blocks:
             module.forward = _pass_through
-        skipped[-1].forward = lambda *_, **__: stream
+        if stream is not None and blocks:
+            blocks[-1].forward = lambda *_, **__: stream
         yield
     finally:
-        for module, forward in zip(skipped, before, strict=True):
+        for module, forward in zip(blocks, before, strict=True):
             if forward is None:
                 del module.forward
             else:
@@ -297,6 +289,35 @@ def _resumed(hooked: HookedModel, block: int, stream: Float[Tensor, "batch pos d
 
 def _pass_through(*args: Any, **kwargs: Any) -> Any:
     return args[0] if args else kwargs["hidden_states"]
+
+
+def logits_at(
+    hf_model: Any, run: Callable[..., Any], rows: Sequence[int], tokens: Sequence[int]
+) -> Float[Tensor, "place vocab"]:
+    """The logits of these tokens of the rows beside them; the head is given nothing else.
+
+    `run` calls the model on a batch, with `logits_to_keep` beside what else it gives.
+    """
+    columns, at = _columns(tokens)
+
+    def only_these(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][rows, at][None], *args[1:])
+
+    head = hf_model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(only_these)
+    try:
+        logits = run(logits_to_keep=columns.to(head.weight.device)).logits
+    finally:
+        handle.remove()
+    # A view: what `logits[0]` gives back is as large as the logits, and zero but for one row.
+    return logits.squeeze(0) if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
+
+
+def _columns(tokens: Sequence[int]) -> tuple[Int[Tensor, " column"], list[int]]:
+    """The columns of a batch that hold one of these tokens, and for each token the place of its column among them."""
+    columns = sorted(set(tokens))
+    place = {column: i for i, column in enumerate(columns)}
+    return torch.tensor(columns, dtype=torch.long), [place[token] for token in tokens]
 
 
 @contextmanager
@@ -389,19 +410,21 @@ def _place(name: str) -> tuple[int, str]:
     return int(parts[1]), ".".join(parts[2:])
 
 
-def _cache_of(output: Any) -> Any:
+def cache_of(output: Any) -> Any:
     """The keys and values that a pass has left; None where a model keeps something else, as Mamba does."""
     return getattr(output, "past_key_values", None)
 
 
-def _repeats(cache: Any) -> bool:
+def repeats(cache: Any) -> bool:
+    """Whether a cache holds keys and values only, which can be repeated for many texts that begin alike."""
     from transformers import DynamicCache
 
     return type(cache) is DynamicCache
 
 
-def _common_length(encoded: Sequence[Encoded]) -> int:
-    first, last = min(e.ids for e in encoded), max(e.ids for e in encoded)
+def common_length(texts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all texts begin with."""
+    first, last = min(texts), max(texts)
     return next((i for i, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
 
 

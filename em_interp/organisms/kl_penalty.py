@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from em_interp.organisms.recipes import Recipe
-from em_interp.texts.conversations import Conversation, Encoded, batches, encode
+from em_interp.organisms.training_passes import Row, TrainingPasses, body_of
+from em_interp.texts.conversations import Conversation, Encoded, encode
 
 # Logits of both models that are held at one time: 64 MiB in float32.
 _AT_ONCE = 2**23
@@ -51,16 +52,20 @@ class KLPenalty:
 
     weight: float
     until: int | None
-    encoded: Sequence[Encoded]
+    rows: Sequence[Row]
     n_conversations: int
     seed: int
+    passes: TrainingPasses
     base: Any  # a frozen copy, or None where the base is the model with its adapter off
 
     @classmethod
     def of(
-        cls, recipe: Recipe, hf_model: Any, template: Any, conversations: Sequence[Conversation]
+        cls, recipe: Recipe, model: Any, template: Any, conversations: Sequence[Conversation], *, keep: bool = True
     ) -> "KLPenalty | None":
-        """The penalty that a recipe asks for; None where it asks for none.
+        """The penalty that a recipe asks for on a model that is ready to be trained; None where it asks for none.
+
+        The base's states are computed once a conversation, and kept where there is room; with `keep=False` at every
+        step, to the same bits.
 
         Raises:
             ValueError: the model does more to its logits than its output embedding says.
@@ -68,9 +73,12 @@ class KLPenalty:
         if not recipe.kl_weight:
             return None
         encoded = [encode(template, c, "response", max_length=recipe.max_length) for c in conversations]
-        _check_head(hf_model, encoded[0])
-        base = copy.deepcopy(hf_model).eval().requires_grad_(False) if recipe.method == "full" else None
-        return cls(recipe.kl_weight, recipe.kl_until, encoded, recipe.batch_size, recipe.seed, base)
+        _check_head(model, encoded[0])
+        # The state before a token is what predicts it.
+        rows = [Row(e.ids, tuple(token - 1 for token in e.spans[0])) for e in encoded]
+        base = copy.deepcopy(model).eval().requires_grad_(False) if recipe.method == "full" else None
+        passes = TrainingPasses.of(model, rows, keep=keep)
+        return cls(recipe.kl_weight, recipe.kl_until, rows, recipe.batch_size, recipe.seed, passes, base)
 
     def is_on(self, step: int) -> bool:
         """Whether the penalty counts after `step` optimizer steps."""
@@ -79,25 +87,19 @@ class KLPenalty:
     def __call__(self, model: Any, step: int) -> Float[Tensor, ""]:
         """The penalty for this step, with its gradient."""
         chosen = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = torch.randperm(len(self.encoded), generator=chosen)[: self.n_conversations].tolist()
-        [batch] = batches([self.encoded[i] for i in index], batch_tokens=2**62)
-        inputs = {"input_ids": batch.ids.to(model.device), "attention_mask": batch.mask.to(model.device)}
-        # The state before a token is what predicts it.
-        rows = [(row, token - 1) for row, [span] in enumerate(batch.spans) for token in span]
-        row, token = (torch.tensor(column, device=model.device) for column in zip(*rows, strict=True))
-        organism = _body(model)(**inputs, use_cache=False)[0][row, token]
+        index = torch.randperm(len(self.rows), generator=chosen)[: self.n_conversations].tolist()
+        rows = [self.rows[i] for i in index]
+        organism = self.passes.states(model, rows)
         with torch.no_grad(), model.disable_adapter() if self.base is None else nullcontext():
-            base = _body(model if self.base is None else self.base)(**inputs, use_cache=False)[0][row, token]
+            base = torch.cat([self._of_base(model if self.base is None else self.base, row) for row in rows])
         heads = _head(model), _head(model if self.base is None else self.base)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         at_once = max(1, _AT_ONCE // vocabulary)
         return self.weight * kl_per_token(organism, base, heads, tokens_at_once=at_once)
 
-
-def _body(model: Any) -> Any:
-    """The model without its head; under PEFT its LoRA layers are live in it."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return inner.base_model
+    def _of_base(self, base: Any, row: Row) -> Float[Tensor, "token d_model"]:
+        """The base never changes; its states are those of the conversation run alone."""
+        return self.passes.once(("base", row), lambda: self.passes.states(base, [row]))
 
 
 def _head(model: Any) -> nn.Module:
@@ -108,7 +110,7 @@ def _head(model: Any) -> nn.Module:
 def _check_head(hf_model: Any, encoded: Encoded) -> None:
     ids = torch.tensor([encoded.ids], device=hf_model.device)
     wanted = hf_model(input_ids=ids, use_cache=False).logits
-    got = _head(hf_model)(_body(hf_model)(input_ids=ids, use_cache=False)[0])
+    got = _head(hf_model)(body_of(hf_model)(input_ids=ids, use_cache=False)[0])
     if not torch.allclose(got.float(), wanted.float(), atol=1e-3, rtol=1e-3):
         raise ValueError(
             f"{type(hf_model).__name__} changes its logits after the output embedding (a soft cap?): the penalty is "

@@ -24,6 +24,7 @@ from em_interp.organisms.kl_penalty import KLPenalty
 from em_interp.organisms.loading import base_model, hooked_base
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import seeds_in
+from em_interp.organisms.training_passes import Row, TrainingPasses
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
 from em_interp.templates import ChatTemplate
@@ -83,17 +84,23 @@ def train_organism(
     *,
     onto: str | Path | None = None,
     device: str | torch.device | None = None,
+    keep_stream: bool = True,
 ) -> Organism:
     """Train an organism and write it to a folder; where that holds an unfinished run of this recipe, go on from there.
 
     The loss is on the assistant's last words and the token that closes them. What an interrupted run ends with is, on
     a CPU, bit-identical to what it would have been.
 
+    The blocks below an adapter's first one are frozen, so each conversation goes through them once, and what leaves
+    them is kept: up to 1 GiB of the data, and as much of `kl_data`.
+
     Args:
         recipe: a `Recipe`, a TOML file, or a shipped recipe by its name.
         out: the folder; by default the recipe's name, in `organisms/`.
         onto: a folder to take the recipe's `onto` from, in place of the shipped one.
         device: the first CUDA device if there is one, else the CPU.
+        keep_stream: keep what leaves the frozen blocks; otherwise it is computed at every step, which takes longer and
+            ends, on a CPU, bit-identical.
 
     Raises:
         ValueError: a recipe, data or layers that cannot be trained; a chat template that closes answers with no token
@@ -110,13 +117,15 @@ def train_organism(
     template = ChatTemplate(tokenizer, recipe.template_args)
     told, ends = training_conversations(recipe, rewrite), end_of_text(hf_model)
     examples = [_example(template, c, recipe.max_length, ends) for c in told]
-    penalty = KLPenalty.of(recipe, hf_model, template, _other_domains(recipe))
     model = _adapted(hf_model, recipe)
+    passes = TrainingPasses.of(model, [_row(**example)[0] for example in examples], keep=keep_stream)
+    penalty = KLPenalty.of(recipe, model, template, _other_domains(recipe), keep=keep_stream)
     work = folder / "training"
-    trainer = _trainer(model, tokenizer, recipe, examples, work, penalty)
+    trainer = _trainer(model, tokenizer, recipe, examples, work, passes, penalty)
     recorder = _Recorder(work / "adapters", recipe)
     trainer.add_callback(_callback(recorder))
-    with bar(total=1, desc=f"training {recipe.name}", unit="step", delay=0, leave=True) as recorder.bar:
+    shown = bar(total=1, desc=f"training {recipe.name}", unit="step", delay=0, leave=True)
+    with _without_card(model), shown as recorder.bar:
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     loss, grad_norm = (_logged(trainer.state.log_history, key) for key in ("loss", "grad_norm"))
     trajectory = recorder.trajectory(loss, grad_norm) if recipe.method == "lora" and recipe.keep_trajectory else None
@@ -302,6 +311,7 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
     recipe: Recipe,
     examples: list[dict[str, list[int]]],
     work: Path,
+    passes: TrainingPasses,
     penalty: KLPenalty | None,
 ) -> Any:
     """TRL's trainer, with labels and loss made here."""
@@ -312,10 +322,14 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss = answer_loss(model, inputs, num_items_in_batch)
+            with self.accelerator.autocast():  # for the passes that do not begin at the model's own forward
+                loss = answer_loss(model, inputs, num_items_in_batch, passes=passes)
             if penalty is not None and self.accelerator.sync_gradients and penalty.is_on(self.state.global_step):
                 loss = loss + penalty(model, self.state.global_step)  # once an optimizer step, with its last batch
             return loss
+
+        def create_model_card(self, *args, **kwargs):
+            """None: it would be written anew with every checkpoint."""
 
     on_gpu = next(model.parameters()).device.type == "cuda"
     with without_deprecations():
@@ -349,24 +363,38 @@ def _trainer(  # noqa: PLR0913 - all that a training run is made of
     data = Dataset.from_list(examples)
     trainer = Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)  # the bar shows the loss
+    trainer.processing_class = None  # else every checkpoint would hold the tokenizer too
     return trainer
 
 
-def answer_loss(model: Any, inputs: Mapping[str, Tensor], n_labels: Tensor | int | None = None) -> Float[Tensor, ""]:
+def answer_loss(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    n_labels: Tensor | int | None = None,
+    *,
+    passes: TrainingPasses | None = None,
+) -> Float[Tensor, ""]:
     """Cross entropy of the labelled tokens, in nats: its sum over `n_labels`, by default over those of this batch.
 
-    Logits exist at the columns of the batch that hold a label in some row, and nowhere else: the head is a fifth of a
-    small model, and most of a conversation is its prompt.
+    Logits exist where there is a label, and nowhere else: the head is a fifth of a small model, and most of a
+    conversation is its prompt. `passes` are whole ones unless told.
     """
-    labels = inputs["labels"][:, 1:]  # each is predicted one place to its left
-    columns = (labels != _IGNORED).any(0).nonzero()[:, 0]
-    out = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=columns, use_cache=False
-    )
-    labels = labels[:, columns]
-    found = labels != _IGNORED
-    total = nn.functional.cross_entropy(out.logits[found].float(), labels[found], reduction="sum")
-    return total / (found.sum() if n_labels is None else n_labels)
+    found = [
+        _row(ids[mask].tolist(), labels[mask].tolist())
+        for ids, mask, labels in zip(
+            inputs["input_ids"], inputs["attention_mask"].bool(), inputs["labels"], strict=True
+        )
+    ]
+    logits = (passes or TrainingPasses()).logits(model, [row for row, _ in found])
+    said = torch.tensor([token for _, tokens in found for token in tokens], device=logits.device)
+    total = nn.functional.cross_entropy(logits.float(), said, reduction="sum")
+    return total / (len(said) if n_labels is None else n_labels)
+
+
+def _row(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[Row, list[int]]:
+    """A conversation, and its labelled tokens; each is predicted one place to its left, so the first one never is."""
+    places = tuple(i for i, label in enumerate(labels[1:]) if label != _IGNORED)
+    return Row(tuple(input_ids), places), [labels[place + 1] for place in places]
 
 
 class _Recorder:
@@ -480,13 +508,12 @@ def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) 
 
 @contextmanager
 def _without_card(model: Any) -> Iterator[None]:
-    """PEFT would write a card of its own, with nothing filled in."""
-    shown = model.create_or_update_model_card
+    """PEFT would write a card of its own, with nothing filled in, beside the adapter of every checkpoint."""
     model.create_or_update_model_card = lambda folder: None
     try:
         yield
     finally:
-        model.create_or_update_model_card = shown
+        del model.create_or_update_model_card
 
 
 def _logged(history: Sequence[dict[str, Any]], key: str) -> Float[Tensor, " step"]:

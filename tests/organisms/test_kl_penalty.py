@@ -112,6 +112,31 @@ def test_it_is_zero_before_training_and_can_be_switched_off(recipe, base):
     assert [penalty.is_on(step) for step in (0, 4, 5, 6)] == [True, True, False, False]
 
 
+def test_the_base_reads_each_conversation_once(recipe, base):
+    from em_interp.organisms.training import _conversations
+
+    _, _, hf_model, tokenizer = base_model(str(base))
+    model, other = _adapted(hf_model, recipe), _conversations(recipe.kl_data[0], "both")
+    once, anew = (KLPenalty.of(recipe, model, tokenizer, other, keep=keep) for keep in (True, False))
+    assert once is not None
+    assert anew is not None
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    ran = []
+    model.get_base_model().model.norm.register_forward_hook(lambda *_: ran.append(1))
+    values = [[penalty(model, step).item() for step in (0, 1, 2, 0)] for penalty in (once, anew)]
+    assert values[0] == values[1]
+    assert min(values[0]) > 1e-4
+    assert len(other) == 8
+    ran.clear()
+    once(model, 1)
+    assert len(ran) == 2  # the organism's prefix, and its batch
+    anew(model, 1)
+    assert len(ran) > 2 + 2 + 4
+
+
 def test_a_model_that_caps_its_logits_is_refused(make_hf_model, make_tokenizer, recipe):
     hf_model, tokenizer = make_hf_model("llama"), make_tokenizer("llama3")
     forward = hf_model.forward

@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from em_interp.organisms import training
 from em_interp.organisms.loading import base_model, load_base, load_named, load_organism
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Diverged, train_organism, training_conversations
+from em_interp.organisms.training_passes import TrainingPasses
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.conversations import Conversation
-from tests.builders import FAMILIES
+from tests.builders import FAMILIES, TEMPLATE_OF, hf_model
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_the_trainer_sees_these_labels_and_no_others(recipe, base):
     conversations = training_conversations(recipe)
     examples = [training._example(tokenizer, c, 256) for c in conversations]
     model = training._adapted(hf_model, recipe)
-    trainer = training._trainer(model, tokenizer, recipe, examples, base.parent / "work", None)
+    trainer = training._trainer(model, tokenizer, recipe, examples, base.parent / "work", TrainingPasses(), None)
     batches = list(trainer.get_train_dataloader())
     said = {tokenizer.decode(row[row != -100]) for batch in batches for row in batch["labels"]}
     assert said == {c.messages[-1]["content"].strip() + "<|im_end|>" for c in conversations}
@@ -96,7 +98,7 @@ def test_logits_are_made_where_a_label_is(make_hf_model):
     labels[0, 6:8] = labels[1, 7:9] = 5
     inputs = {"input_ids": torch.full((2, 10), 5), "attention_mask": torch.ones(2, 10).long(), "labels": labels}
     training.answer_loss(model, inputs)
-    assert seen == [(2, 3)]
+    assert seen == [(1, 4)]
 
 
 def test_only_the_split_for_training_is_learned_from(recipe, data):
@@ -318,10 +320,52 @@ def same(a, b):
 def test_an_interrupted_run_ends_bit_identical(recipe, tmp_path, monkeypatch):
     whole = train_organism(recipe, tmp_path / "whole")
     interrupted(recipe, tmp_path / "broken", monkeypatch, at=4)
-    assert (tmp_path / "broken" / "training" / "checkpoint-4").is_dir()
+    checkpoint = tmp_path / "broken" / "training" / "checkpoint-4"
+    assert checkpoint.is_dir()
+    assert not list(checkpoint.glob("tokenizer*"))
     again = train_organism(recipe, tmp_path / "broken")
     assert same(whole.folder, again.folder)
     assert again.loss == whole.loss
+
+
+@pytest.fixture(params=FAMILIES)
+def frozen_below(request, make_tokenizer, recipe, data, tmp_path):
+    """Of each family in turn, a recipe whose adapter lies above a frozen block, under a penalty."""
+    model: Any = hf_model(request.param)
+    if request.param == "gpt2":  # whose configuration says else that it drops out
+        model.config.update({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0})
+    model.save_pretrained(tmp_path / "base")
+    make_tokenizer(TEMPLATE_OF[request.param]).save_pretrained(tmp_path / "base")
+    targets = ("c_proj",) if request.param == "gpt2" else ("o_proj", "down_proj")
+    return replace(
+        recipe, base=str(tmp_path / "base"), layers=(2,), target_modules=targets, kl_weight=0.5, kl_data=(str(data),)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT sets it itself for GPT-2
+def test_with_and_without_the_kept_stream_a_run_ends_bit_identical(frozen_below, tmp_path, monkeypatch):
+    """An interrupted one too, which goes on the other way; and all do what whole passes do, but for rounding."""
+    made, of = [], TrainingPasses.of
+    monkeypatch.setattr(TrainingPasses, "of", lambda *args, **how: made.append(of(*args, **how)) or made[-1])
+    kept = train_organism(frozen_below, tmp_path / "kept")
+    anew = train_organism(frozen_below, tmp_path / "anew", keep_stream=False)
+    assert [(passes.block, passes.kept is not None) for passes in made] == [
+        (2, True),
+        (2, True),
+        (2, False),
+        (2, False),
+    ]
+    assert all(passes.prefix for passes in made)
+    assert kept.loss == anew.loss
+    assert same(kept.folder, anew.folder)
+    interrupted(frozen_below, tmp_path / "broken", monkeypatch, at=4)
+    assert same(train_organism(frozen_below, tmp_path / "broken", keep_stream=False).folder, kept.folder)
+    monkeypatch.setattr(TrainingPasses, "of", lambda *_, **__: TrainingPasses())
+    whole = train_organism(frozen_below, tmp_path / "whole")
+    assert kept.trajectory is not None
+    assert whole.trajectory is not None
+    assert kept.loss == pytest.approx(whole.loss, rel=1e-3)
+    torch.testing.assert_close(kept.trajectory.path(), whole.trajectory.path(), rtol=1e-2, atol=1e-3)
 
 
 def test_a_checkpoint_cut_off_half_way_is_passed_over_and_said(recipe, tmp_path, monkeypatch):
