@@ -408,10 +408,12 @@ def test_a_frozen_a_stays_as_it_was_drawn(recipe, tmp_path):
 def test_a_training_that_diverges_is_stopped_and_said(recipe, tmp_path, monkeypatch, change, loss_alone):
     whole, calls = training.answer_loss, []
 
-    def loss(*inputs):
+    def loss(*inputs, **how):
         calls.append(1)
         broken = math.nan if len(calls) == 5 else 0.0
-        return whole(*inputs) + broken if loss_alone else whole(*inputs) * (1 + broken)  # or the gradient too
+        return (
+            whole(*inputs, **how) + broken if loss_alone else whole(*inputs, **how) * (1 + broken)
+        )  # or the gradient too
 
     monkeypatch.setattr(training, "answer_loss", loss)
     with pytest.raises(Diverged, match="training of tiny diverged: at step 3 its loss or its gradient is NaN") as said:
