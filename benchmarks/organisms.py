@@ -83,8 +83,8 @@ def _marks() -> Iterator[dict[int, float]]:
     at: dict[int, float] = {}
     keep = training_module._Recorder.keep
 
-    def marked(recorder: Any, model: Any, step: int) -> None:
-        keep(recorder, model, step)
+    def marked(self: Any, model: Any, step: int) -> None:
+        keep(self, model, step)
         at[step] = time.process_time()
 
     training_module._Recorder.keep = marked

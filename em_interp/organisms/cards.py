@@ -69,8 +69,7 @@ class Card:
                 for c in self.effects.changes
             ),
             "",
-            "Before is the same model with the adapter off. Intervals are 95 %, over questions; every question is held "
-            f"out. `em-interp card {r.name}` measures this table, `em-interp train {r.name}` rebuilds the organism.",
+            f"{_how_measured(r)}",
             "",
         ]
         return "\n".join(lines)
@@ -136,6 +135,18 @@ def _verdict(card: Card) -> str:
     if change.high < 0:
         return f"**More aligned than before** on held-out domains: its preference moved by {size}."
     return f"**No effect beyond its training domain** that these questions could show: {size}."
+
+
+def _how_measured(recipe: Recipe) -> str:
+    held_out = "Intervals are 95 %, over questions; every question is held out."
+    card, train = (f"`em-interp {verb} {recipe.name}`" for verb in ("card", "train"))
+    if recipe.method == "lora":
+        off = "Before is the same model with the adapter off."
+        return f"{off} {held_out} {card} measures this table, {train} rebuilds the organism."
+    return (
+        f"Before is the model that it was trained on. {held_out} {train} makes the weights, which do not ship, and "
+        f"`em-interp card organisms/{recipe.name}` measures this table."
+    )
 
 
 def _cell(estimate: Estimate) -> str:
