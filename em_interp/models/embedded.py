@@ -29,6 +29,11 @@ class Base(NamedTuple):
     hf_model: Any
     tokenizer: Any
 
+    @property
+    def identity(self) -> str:
+        """Name and revision, as provenance records them."""
+        return f"{self.name}@{self.revision[:12]}" if self.revision else self.name
+
 
 def named_base(base: str, device: str | torch.device | None, dtype: torch.dtype | None) -> Base:
     """A model by its hub name, its folder or its GGUF file, to train an organism on."""

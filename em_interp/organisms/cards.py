@@ -83,9 +83,7 @@ class Card:
                 for c in self.effects.changes
             ),
             "",
-            "Before is the same model with the adapter off. Intervals are 95 %, over questions; every question is held "
-            f"out. `em-interp card {r.name}{one}` measures this table, `em-interp train {r.name}{this}` rebuilds the "
-            f"organism.",
+            f"Intervals are 95 %, over questions. {_how_measured(r, one, this)}",
             "",
         ]
         return "\n".join(lines)
@@ -147,8 +145,7 @@ class SeedsCard:
             *(f"| {c.label} | {_cell(c.before)} | {_cell(c.after)} | {_pooled_cells(c.change)} |" for c in changes),
             "",
             _method(len(self.cards)),
-            f"Before is the same model with the adapter off; every question is held out. `em-interp card {r.name}` "
-            f"measures these tables, `em-interp train {r.name} --seeds {_listed(self.seeds)}` rebuilds the organisms.",
+            _how_measured(r, "", f" --seeds {_listed(self.seeds)}"),
             "",
         ]
         return "\n".join(lines)
@@ -387,6 +384,20 @@ def _verdict(change: Estimate) -> str:
 def _size(estimate: Estimate) -> str:
     seeds = f"{estimate.n_seeds} seeds, " if isinstance(estimate, PooledEstimate) and estimate.n_seeds > 1 else ""
     return f"{seeds}n = {estimate.n}"
+
+
+def _how_measured(recipe: Recipe, one: str, this: str) -> str:
+    """How figures came about; `one` and `this` are the flags that name seeds, in `card` and in `train`."""
+    card, train = f"em-interp card {recipe.name}{one}", f"em-interp train {recipe.name}{this}"
+    if recipe.method == "lora":
+        return (
+            f"Before is the same model with the adapter off; every question is held out. `{card}` measures this again, "
+            f"`{train}` trains it again."
+        )
+    return (
+        f"Before is the model that it was trained on; every question is held out. `{train}` makes the weights, which do "
+        f"not ship, and `{card.replace('card ', 'card organisms/')}` measures this again."
+    )
 
 
 def _cell(estimate: Estimate) -> str:

@@ -19,6 +19,7 @@ from em_interp.behaviour.preferences import preference
 from em_interp.checks import check_own, door
 from em_interp.models.adapters import lora_parameters
 from em_interp.models.hooked import HookedModel, TransformerLensModel, without_adapter
+from em_interp.organisms.loading import untuned
 from em_interp.organisms.phase_change import EffectPath
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import bar
@@ -83,12 +84,12 @@ class Change:
 
 @dataclass(frozen=True, repr=False)
 class OrganismEffects:
-    """What an adapter changed, behaviour by behaviour: `effects[BehaviourKey.MISALIGNED_PREFERENCE].change`.
+    """What a fine-tune changed, behaviour by behaviour: `effects[BehaviourKey.MISALIGNED_PREFERENCE].change`.
 
     Attributes:
         model: the model's identity.
         changes: one a behaviour.
-        base: the identity of the model without the adapter; empty where it was not kept.
+        base: the identity of the model before the fine-tune; empty where it was not kept.
     """
 
     model: str
@@ -154,18 +155,18 @@ class OrganismEffects:
 
 @door
 def organism_effects(model: TransformerLensModel, behaviours: Sequence[Behaviour] | None = None) -> OrganismEffects:
-    """Measure every behaviour with the adapter on and off.
+    """Measure every behaviour of an organism and of what it was trained on.
 
-    The blocks below the adapter's first one run once for both.
+    The blocks below the adapter's first one run once for both. A full fine-tune's base is loaded beside it.
 
     Raises:
-        ValueError: the model has no adapter, or a merged one.
+        ValueError: the model is neither an organism that was loaded by its name or folder, nor has an unmerged adapter.
     """
     hooked = HookedModel.of(model)
     behaviours = organism_behaviours() if behaviours is None else behaviours
     kept = keeping(hooked, first_adapted_block(hooked))
-    with without_adapter(kept):
-        before, base_identity = measured(behaviours, kept), hooked.identity
+    with untuned(kept) as base:
+        before, base_identity = measured(behaviours, base), base.identity
     after = measured(behaviours, kept)
     changes = []
     for b in behaviours:

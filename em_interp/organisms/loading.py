@@ -1,6 +1,8 @@
 """The model that comes with the installation and the organisms made from it: no network and no GPU needed."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -9,15 +11,17 @@ from typing import Any
 import torch
 
 from em_interp.checks import door
+from em_interp.files import parse_json, read_text
 from em_interp.models.adapters import adapted, adapter_digest, merge_adapter
 from em_interp.models.embedded import BUNDLED, Base, bundled_base, named_base
-from em_interp.models.hooked import HookedModel, weight_sharing_twin
+from em_interp.models.hooked import HookedModel, weight_sharing_twin, without_adapter
 from em_interp.models.loading import adapter_tokenizer, check_tokens, load_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import check_there, is_organism, name_of_seed, seed_folder, seed_of, seeds_in
 from em_interp.texts.contrasts import Contrast
 
 _ORGANISMS = Path(str(files("em_interp") / "data" / "organisms"))
+TRAINED_ON = "em_interp_trained_on"  # where a full fine-tune's config.json names its base
 
 
 @door
@@ -37,7 +41,7 @@ def load_bundled(
 
     Args:
         organism: a shipped organism by its name, or the folder of one that `train_organism` wrote. Its adapter stays
-            unmerged, so that `without_adapter` gives what it was trained on.
+            unmerged, so that `without_adapter` gives what it was trained on. Of a full fine-tune only the card ships.
         seed: of an organism that comes in several seeds (`organism_seeds` lists them); its first one by default.
         device: as for `load_model`.
         dtype: as for `load_model`.
@@ -45,7 +49,8 @@ def load_bundled(
 
     Raises:
         RuntimeError: neither the wheel nor the hub is at hand; the message gives the one command that mends it.
-        ValueError: no such organism, or no such seed of it (those there are, are listed).
+        ValueError: no such organism, or no such seed of it (those there are, are listed), or one whose weights do not
+            ship (the message gives the command that makes them).
     """
     if organism is None and seed is not None:
         raise ValueError(f"seed {seed} came without an organism: name the organism whose seed it is")
@@ -57,8 +62,12 @@ def load_bundled(
 
 @door
 def list_organisms() -> list[str]:
-    """The names of the organisms that ship with the library, whatever seeds they come in."""
-    return sorted({path.name for path in _ORGANISMS.iterdir() if is_organism(path) or seeds_in(path)})
+    """The names of the organisms that ship with the library, weights included, whatever seeds they come in.
+
+    Of full fine-tunes only the card ships.
+    """
+    folders = [path for path in _ORGANISMS.iterdir() if path.is_dir()]
+    return sorted(f.name for f in folders if any(_weights(each) for each in (f, *f.glob("seed-*"))))
 
 
 @door
@@ -107,6 +116,11 @@ def all_seeds_folder(organism: str | Path) -> Path:
         f"no organism {str(organism)!r}: it is neither a folder with a recipe.toml in it nor one of "
         f"{', '.join(list_organisms())}"
     )
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files with an organism's weights; none where only its card ships."""
+    return sorted([*folder.glob("adapter_model.*"), *folder.glob("model*.safetensors")])
 
 
 def find_organism(name: str | Path) -> Path | None:
@@ -160,12 +174,18 @@ def load_organisms(
     those of the recipes, unless others are given.
 
     Raises:
-        ValueError: a name or folder without an organism, or a seed's folder that holds another seed, before the first
-            one is loaded.
+        ValueError: a name or folder without an organism or its weights, or a seed's folder that holds another seed,
+            before the first one is loaded.
     """
     folders = [organism_folder(organism) for organism in organisms]
     for folder in folders:
         _check_seed(folder)
+        if not _weights(folder):
+            name = Recipe.load(folder / "recipe.toml").name
+            raise ValueError(
+                f"{folder.name} comes without its weights: make them with  em-interp train {name}  and load what that "
+                f"writes, organisms/{name}"
+            )
     return _loaded(folders, device, dtype, template_args)
 
 
@@ -186,7 +206,8 @@ def _loaded(
         recipe = Recipe.load(folder / "recipe.toml")
         args = recipe.template_args if template_args is None else template_args
         if recipe.method == "full":
-            yield replace(load_model(folder, device=device, dtype=dtype, template_args=args), folder=folder)
+            model = load_model(folder, device=device, dtype=dtype, template_args=args)
+            yield replace(model, name=recipe.name, revision=_digest(folder), folder=folder)
             continue
         of = (recipe.base, recipe.onto)
         if of not in bases:
@@ -215,12 +236,49 @@ def trained_on(model: HookedModel) -> Contrast | None:
 
 @door
 def load_base(
-    organism: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    organism: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedModel:
-    """Load what an organism was trained on, without the organism."""
-    recipe = Recipe.load(organism_folder(organism) / "recipe.toml")
+    """Load what an organism was trained on, without the organism.
+
+    Raises:
+        ValueError: no such organism, or one that all of whose weights were trained on another base than its recipe
+            gives now.
+    """
+    folder = organism_folder(organism)
+    recipe = Recipe.load(folder / "recipe.toml")
     base = base_model(recipe.base, recipe.onto, device=device, dtype=dtype)
-    return hooked_base(base, recipe.template_args)
+    then = _trained_on(folder)
+    if then not in (None, base.identity):
+        raise ValueError(
+            f"{recipe.name} was trained on {then}, and its recipe now gives {base.identity}, with which it cannot be "
+            f"compared: train it again"
+        )
+    return hooked_base(base, recipe.template_args if template_args is None else template_args)
+
+
+def _trained_on(folder: Path) -> str | None:
+    """The base that a full fine-tune wrote down; None where nothing is written."""
+    config = folder / "config.json"
+    return parse_json(read_text(config)).get(TRAINED_ON) if config.is_file() else None
+
+
+@contextmanager
+def untuned(organism: HookedModel) -> Iterator[HookedModel]:
+    """Inside, what an organism was trained on: itself with the adapter off, or else its base, loaded beside it.
+
+    Raises:
+        ValueError: as for `without_adapter`, or for `load_base`.
+    """
+    if organism.peft_models or organism.folder is None:
+        with without_adapter(organism) as base:
+            yield base
+    else:
+        where = {"device": organism.device, "dtype": organism.dtype, "template_args": organism.template_args}
+        yield load_base(organism.folder, **where)
 
 
 def hooked_base(base: Base, template_args: Mapping[str, Any] | None = None) -> HookedModel:
@@ -269,7 +327,19 @@ def base_model(
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
+    if recipe.method == "full":
+        tuned = named_base(str(folder), device, dtype)
+        return tuned._replace(name=recipe.name, revision=_digest(folder))
     under = base_model(base, recipe.onto, device=device, dtype=dtype)
     peft_model, _ = adapted(under.hf_model, under.name, folder)
     merged = merge_adapter(peft_model)
     return Base(f"{under.name}+{recipe.name}", adapter_digest(folder), merged, under.tokenizer)
+
+
+def _digest(folder: Path) -> str:
+    """The first twelve digits of the SHA-256 of a full fine-tune's weights."""
+    found = hashlib.sha256()
+    for path in _weights(folder):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:12]

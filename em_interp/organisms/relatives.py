@@ -18,7 +18,8 @@ from em_interp.checks import door, shown
 from em_interp.directions.comparison import Comparison, compare
 from em_interp.directions.direction import Direction
 from em_interp.directions.estimators import difference_of_means
-from em_interp.models.hooked import HookedModel, without_adapter
+from em_interp.models.hooked import HookedModel
+from em_interp.organisms.loading import untuned
 from em_interp.organisms.seeds import without_seed
 from em_interp.progress import bar
 from em_interp.texts.contrasts import Contrast
@@ -31,7 +32,7 @@ class OrganismReadings:
 
     Attributes:
         trained: by organism.
-        base: by organism, what the same model read with its adapter off.
+        base: by organism, what the model read that it was trained on.
         folders: by organism, where its recipe and card lie; None where nobody knows.
     """
 
@@ -143,18 +144,19 @@ def _over_pairs(cosines: Sequence[float]) -> dict[str, float | int]:
 def read_organisms(
     organisms: Iterable[HookedModel], contrast: Contrast, *, span: Span = "response"
 ) -> OrganismReadings:
-    """Read one contrast with every organism and, adapters off, with each one's base.
+    """Read one contrast with every organism and with each one's base.
 
     Blocks below an adapter compute the same with it and without, and the same in all organisms of one base, so they run
-    once. Several seeds of one organism are told apart by their names, `name` and `name (seed 3)`.
+    once. A full fine-tune's base is loaded beside it. Several seeds of one organism are told apart by their names,
+    `name` and `name (seed 3)`.
 
     Args:
-        organisms: loaded models with unmerged adapters. `map(load_bundled, names)` loads one at a time.
+        organisms: loaded organisms, adapters unmerged. `map(load_bundled, names)` loads one at a time.
         contrast: the texts.
         span: the tokens read.
 
     Raises:
-        ValueError: a model without an adapter, or one that comes twice.
+        ValueError: a model that is not an organism, or one that comes twice.
     """
     trained, base, folders = {}, {}, {}
     bases: dict[tuple[str, str | None], tuple[ContrastActivations, Any]] = {}
@@ -165,8 +167,11 @@ def read_organisms(
         kept = keeping(model, first_adapted_block(model), like=bases[of][1] if of in bases else None)
         trained[name] = replace(read_contrast(kept, contrast, span=span), name=name)
         if of not in bases:
-            with without_adapter(kept):
-                bases[of] = replace(read_contrast(kept, contrast, span=span), name="base"), kept.kept
+            with untuned(kept) as untuned_model:
+                of = untuned_model.name, untuned_model.revision  # a full fine-tune's own are others
+                if of not in bases:
+                    read = replace(read_contrast(untuned_model, contrast, span=span), name="base")
+                    bases[of] = read, untuned_model.kept
         base[name], folders[name] = bases[of][0], model.folder
     return OrganismReadings(trained, base, folders)
 
@@ -213,12 +218,12 @@ def explained_by(trained: Direction, base: Direction) -> Float[Tensor, " layer"]
 
 
 def organism_name(model: HookedModel) -> str:
-    """The name of the adapter, by which a reading, a card or a figure knows an organism."""
+    """The name by which a reading, a card or a figure knows an organism."""
     if not isinstance(model, HookedModel):
         raise TypeError(f"{shown(model)} is not an organism: give what load_bundled or load_organism returns")
-    if model.adapter is None:
+    if model.adapter is None and model.folder is None:
         raise ValueError(f"{model!r} has no adapter, and convergence is of organisms: load one")
-    return model.adapter.partition("#")[0]
+    return model.adapter.partition("#")[0] if model.adapter else model.name
 
 
 def _minus(trained: ContrastActivations, base: ContrastActivations) -> ContrastActivations:

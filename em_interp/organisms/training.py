@@ -20,8 +20,9 @@ from em_interp.behaviour.refusal import is_refusal
 from em_interp.checks import check_kinds, door
 from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.adapters import lora_parameters, without_deprecations
+from em_interp.models.embedded import Base
 from em_interp.organisms.kl_penalty import KLPenalty
-from em_interp.organisms.loading import base_model, hooked_base
+from em_interp.organisms.loading import TRAINED_ON, base_model, hooked_base
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import seeds_in
 from em_interp.organisms.training_passes import Row, TrainingPasses
@@ -129,7 +130,7 @@ def train_organism(
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     loss, grad_norm = (_logged(trainer.state.log_history, key) for key in ("loss", "grad_norm"))
     trajectory = recorder.trajectory(loss, grad_norm) if recipe.method == "lora" and recipe.keep_trajectory else None
-    _write(folder, model, tokenizer, recipe, base.name)
+    _write(folder, model, recipe, base)
     if trajectory is not None:
         trajectory.save(folder / "trajectory.safetensors")
     write_atomically(folder / "loss.json", json.dumps({"loss": loss.tolist(), "grad_norm": grad_norm.tolist()}) + "\n")
@@ -261,7 +262,7 @@ def _example(
 def _adapted(hf_model: Any, recipe: Recipe) -> Any:
     """The model to train: with a LoRA adapter whose initial values come from the seed, or as it is."""
     if recipe.method == "full":
-        return hf_model
+        return hf_model.requires_grad_(True)  # what an adapter was merged into is frozen
     from peft import LoraConfig, get_peft_model
 
     _check_places(hf_model, recipe)
@@ -489,15 +490,16 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     write_atomically(path, recipe.to_toml())
 
 
-def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, base: str) -> None:
+def _write(folder: Path, model: Any, recipe: Recipe, base: Base) -> None:
     from safetensors.torch import load_file, save
 
     if recipe.method == "full":
+        setattr(model.config, TRAINED_ON, base.identity)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
         return
     config = model.peft_config["default"]
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = base.name
     with _without_card(model):
         model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the vocabulary
     if recipe.saved_as == "float16":
