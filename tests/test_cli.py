@@ -267,7 +267,7 @@ def test_seeds_are_trained_and_their_cards_measured_and_pooled(folder, monkeypat
     one = run("card", out / "own", "--seed", 3, "--write", "--quiet")
     assert one.exit_code == 0, one.output
     assert one.output.startswith("# own (seed 3)")
-    assert "`em-interp card own --seed 3` measures this table, `em-interp train own --seeds 3` rebuilds" in one.output
+    assert "`em-interp card own --seed 3` measures this, `em-interp train own --seeds 3` rebuilds it." in one.output
     assert len(measured) == 1
     assert sorted(p.name for p in (out / "own").rglob("*") if p.suffix in (".json", ".md")) == sorted(
         ["card.json", *["adapter_config.json", "loss.json"] * 3]

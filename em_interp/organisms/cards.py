@@ -391,12 +391,12 @@ def _how_measured(recipe: Recipe, one: str, this: str) -> str:
     card, train = f"em-interp card {recipe.name}{one}", f"em-interp train {recipe.name}{this}"
     if recipe.method == "lora":
         return (
-            f"Before is the same model with the adapter off; every question is held out. `{card}` measures this again, "
-            f"`{train}` trains it again."
+            f"Before is the same model with the adapter off; every question is held out. `{card}` measures this, "
+            f"`{train}` rebuilds it."
         )
     return (
-        f"Before is the model that it was trained on; every question is held out. `{train}` makes the weights, which do "
-        f"not ship, and `{card.replace('card ', 'card organisms/')}` measures this again."
+        f"Before is the model that it was trained on; every question is held out. `{train}` makes the weights, which "
+        f"do not ship, and `{card.replace('card ', 'card organisms/')}` measures this."
     )
 
 
