@@ -207,7 +207,7 @@ def _loaded(
         args = recipe.template_args if template_args is None else template_args
         if recipe.method == "full":
             model = load_model(folder, device=device, dtype=dtype, template_args=args)
-            yield replace(model, name=recipe.name, revision=_digest(folder), folder=folder)
+            yield replace(model, name=name_of_seed(recipe.name, folder), revision=_digest(folder), folder=folder)
             continue
         of = (recipe.base, recipe.onto)
         if of not in bases:

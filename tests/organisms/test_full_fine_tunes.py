@@ -75,6 +75,13 @@ def test_it_has_a_name_and_a_hash_of_its_weights(folders, tmp_path):
     assert other["em_interp_trained_on"] == load_base(folders["full"]).identity
 
 
+def test_one_of_several_seeds_is_told_apart(folders, tmp_path):
+    seed = shutil.copytree(folders["full"], tmp_path / "full" / "seed-3")
+    text = (seed / "recipe.toml").read_text()
+    (seed / "recipe.toml").write_text(text.replace("seed = 0", "seed = 3"))
+    assert load_organism(tmp_path / "full", seed=3).identity.startswith("full (seed 3)@")
+
+
 def test_effects_are_of_it_and_of_its_base(folders, keeper, contrast):
     model = load_organism(folders["full"])
     found = organism_effects(model, [keeper])[keeper.key]
