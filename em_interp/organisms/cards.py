@@ -69,7 +69,7 @@ class Card:
                 for c in self.effects.changes
             ),
             "",
-            f"{_how_measured(r)}",
+            _how_measured(r),
             "",
         ]
         return "\n".join(lines)

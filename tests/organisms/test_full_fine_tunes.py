@@ -129,7 +129,13 @@ def test_where_only_the_card_ships_the_command_that_makes_the_weights_is_told(fo
     assert load_card("full").recipe.method == "full"
     assert load_base("full").identity == load_base("second").identity
     says = "full comes without its weights: make them with  em-interp train full  and load what that writes, organisms/"
-    for load in (em.load_bundled, load_organism, loading.load_named, lambda name: load_organisms(["second", name])):
+    for load in (
+        em.load_bundled,
+        load_organism,
+        loading.load_named,
+        lambda name: load_organisms(["second", name]),
+        lambda name: loading.base_model(load_card(name).recipe.base, name),
+    ):
         with pytest.raises(ValueError, match=says):
             load("full")
 
