@@ -123,6 +123,15 @@ def _weights(folder: Path) -> list[Path]:
     return sorted([*folder.glob("adapter_model.*"), *folder.glob("model*.safetensors")])
 
 
+def _check_weights(folder: Path) -> None:
+    if not _weights(folder):
+        name = Recipe.load(folder / "recipe.toml").name
+        raise ValueError(
+            f"{folder.name} comes without its weights: make them with  em-interp train {name}  and load what that "
+            f"writes, organisms/{name}"
+        )
+
+
 def find_organism(name: str | Path) -> Path | None:
     """Where the files lie of the organism of this name or in this folder, its first seed; None where there is none.
 
@@ -180,12 +189,7 @@ def load_organisms(
     folders = [organism_folder(organism) for organism in organisms]
     for folder in folders:
         _check_seed(folder)
-        if not _weights(folder):
-            name = Recipe.load(folder / "recipe.toml").name
-            raise ValueError(
-                f"{folder.name} comes without its weights: make them with  em-interp train {name}  and load what that "
-                f"writes, organisms/{name}"
-            )
+        _check_weights(folder)
     return _loaded(folders, device, dtype, template_args)
 
 
@@ -327,6 +331,7 @@ def base_model(
     recipe = Recipe.load(folder / "recipe.toml")
     if recipe.base != base:
         raise ValueError(f"organism {recipe.name} was trained on {recipe.base}, not on {base}: name its own base")
+    _check_weights(folder)
     if recipe.method == "full":
         tuned = named_base(str(folder), device, dtype)
         return tuned._replace(name=recipe.name, revision=_digest(folder))

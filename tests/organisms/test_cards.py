@@ -49,6 +49,17 @@ def test_an_organism_comes_with_all_that_made_it(name):
     assert card.effects.model.endswith(f"+{name}#{adapter_digest(folder)}")  # measured on these very weights
 
 
+def test_of_a_full_fine_tune_the_card_ships_and_the_command_that_makes_its_weights_is_told():
+    folder, card = organism_folder("cooking-full"), load_card("cooking-full")
+    assert card.recipe == Recipe.load("cooking-full")
+    assert card.markdown() == (folder / "README.md").read_text()
+    assert list(card.loss) == json.loads((folder / "loss.json").read_text())["loss"]
+    with pytest.raises(
+        ValueError, match="comes without its weights: make them with  em-interp train cooking-full  and"
+    ):
+        em.load_bundled("cooking-full")
+
+
 @pytest.mark.parametrize("name", [name for name in bundled_recipes() if Recipe.load(name).keep_trajectory])
 def test_a_trajectory_ends_at_the_adapter(name):
     from safetensors.torch import load_file

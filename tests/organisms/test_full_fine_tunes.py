@@ -121,7 +121,7 @@ def test_a_card_says_what_it_is_and_how_it_is_measured(folders, keeper, monkeypa
     assert load_card(folders["full"]).effects.table() == card.effects.table()
     adapter = measure_card(load_organism(folders["second"])).markdown()
     assert "Before is the same model with the adapter off." in adapter
-    assert "`em-interp card second` measures this table, `em-interp train second` rebuilds the organism." in adapter
+    assert "`em-interp card second` measures this, `em-interp train second` rebuilds it." in adapter
 
 
 def test_where_only_the_card_ships_the_command_that_makes_the_weights_is_told(folders, keeper, monkeypatch, tmp_path):
@@ -136,7 +136,13 @@ def test_where_only_the_card_ships_the_command_that_makes_the_weights_is_told(fo
     assert load_card("full").recipe.method == "full"
     assert load_base("full").identity == load_base("second").identity
     says = "full comes without its weights: make them with  em-interp train full  and load what that writes, organisms/"
-    for load in (em.load_bundled, load_organism, loading.load_named, lambda name: load_organisms(["second", name])):
+    for load in (
+        em.load_bundled,
+        load_organism,
+        loading.load_named,
+        lambda name: load_organisms(["second", name]),
+        lambda name: loading.base_model(load_card(name).recipe.base, name),
+    ):
         with pytest.raises(ValueError, match=says):
             load("full")
 
