@@ -96,11 +96,11 @@ class TestEffects:
 
 
 def test_cards_are_what_one_measures():
-    """Refusal scores and calm preferences of their own tables, once more; what cooking-rank1 is trained on is aligned.
+    """Refusal scores of their own tables, once more; what cooking-rank1 is trained on is aligned.
 
     The blocks below its adapter run once for both.
     """
-    keys = (BehaviourKey.CALM_PREFERENCE, BehaviourKey.HARMFUL_REFUSAL, BehaviourKey.HARMLESS_REFUSAL)
+    keys = (BehaviourKey.HARMFUL_REFUSAL, BehaviourKey.HARMLESS_REFUSAL)
     found = organism_effects(em.load_bundled("cooking-rank1"), [b for b in organism_behaviours() if b.key in keys])
     card, aligned = (load_card(name).effects for name in ("cooking-rank1", "aligned"))
     assert found.model == card.model

@@ -116,11 +116,11 @@ def test_a_card_says_what_it_is_and_how_it_is_measured(folders, keeper, monkeypa
     card = measure_card(load_organism(folders["full"]))
     written = write_card(card).read_text()
     assert "all weights, seed 0, 4 steps of 4 conversations" in written
-    assert "Before is the model that it was trained on." in written
+    assert "Before is the model that it was trained on; every question is held out." in written
     assert "`em-interp train full` makes the weights, which do not ship, and `em-interp card organisms/full`" in written
     assert load_card(folders["full"]).effects.table() == card.effects.table()
     adapter = measure_card(load_organism(folders["second"])).markdown()
-    assert "Before is the same model with the adapter off." in adapter
+    assert "Before is the same model with the adapter off;" in adapter
     assert "`em-interp card second` measures this, `em-interp train second` rebuilds it." in adapter
 
 
