@@ -141,7 +141,7 @@ def band_between(  # noqa: PLR0913 - what is drawn and how
 
 
 def error_bars(estimates: Sequence[Estimate], color: str) -> dict[str, Any]:
-    """The 95 % intervals of estimates, drawn along x."""
+    """The 95 % intervals of estimates, as Plotly's `error_x` or `error_y` takes them."""
     return {
         "type": "data",
         "symmetric": False,

@@ -16,6 +16,7 @@ from em_interp.figures.style import (
     SECOND,
     broken,
     dress,
+    error_bars,
     interval,
     number,
     readable,
@@ -48,15 +49,7 @@ def frontier(frontier: Frontier) -> go.Figure:
             name=name,
             line={"color": color, "width": 2.5},
             marker={"size": 9},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [e.high - e.value for e in effects],
-                "arrayminus": [e.value - e.low for e in effects],
-                "color": color,
-                "thickness": 1.5,
-                "width": 4,
-            },
+            error_y=error_bars(effects, color) | {"thickness": 1.5, "width": 4},
             hoverinfo="text",
             hovertext=[
                 f"{name}<br>{readable(f.setting)} = {value:g}: {interval(e.value, e.low, e.high, '+.2f')}, "

@@ -10,7 +10,6 @@ from typing import Any
 from em_interp.behaviour.measures import Behaviour, BehaviourKey, Scores, prefers, refuses
 from em_interp.behaviour.scoring import text_bits
 from em_interp.models.hooked import HookPairs, TransformerLensModel
-from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.sweeps import VALIDATION, Sweep
 from em_interp.organisms.training import training_conversations
 from em_interp.texts.contrasts import SHIPPED, Contrast, load_contrast, load_neutral_texts
@@ -20,7 +19,7 @@ from em_interp.texts.training_sets import load_training_set
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a search; None where nothing is measured on them."""
+    """The questions of a search, None where nothing is measured on them, and the sources of all its texts."""
 
     outside: Contrast | None
     inside: Contrast | None
@@ -39,9 +38,10 @@ class Asked:
             wanted["inside"] = questions.inside or (data,)
         if "refusal" in sweep.measure:
             wanted["requests"] = questions.requests
-        learned = {c.group for c in training_conversations(sweep.recipe)}
+        told = training_conversations(sweep.recipe)
+        learned = {c.group for c in told}
         found = {what: _chosen(what, named, data, questions.n) for what, named in wanted.items()}
-        sources: dict[str, Any] = {}
+        sources: dict[str, Any] = {"data": _hash(told)}
         for what, contrast in found.items():
             both = learned.intersection(contrast.groups)
             if both:
@@ -98,7 +98,6 @@ def _unanswered(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [replace(c, messages=c.messages[:-1]) if c.answered else c for c in conversations]
 
 
-def data_hash(recipe: Recipe) -> str:
-    """Of everything that is learned from."""
-    said = [[(m["role"], m["content"]) for m in c.messages] for c in training_conversations(recipe)]
+def _hash(conversations: Sequence[Conversation]) -> str:
+    said = [[(m["role"], m["content"]) for m in c.messages] for c in conversations]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from em_interp.organisms.effects import effect_by_step
 from em_interp.organisms.loading import base_model, hooked_base, load_organism
 from em_interp.organisms.phase_change import phases
 from em_interp.organisms.recipes import Recipe
-from em_interp.organisms.sweep_questions import Asked, data_hash
+from em_interp.organisms.sweep_questions import Asked
 from em_interp.organisms.sweep_results import SweepResult
 from em_interp.organisms.sweep_rows import SweepRun, differs, in_words, load_runs
 from em_interp.organisms.sweeps import Sweep
@@ -194,7 +194,7 @@ def _common(sweep: Sweep, asked: Asked, base: _Base) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
         "base": base.identity,
-        "questions": asked.sources | {"data": data_hash(sweep.recipe)},
+        "questions": asked.sources,
         "measure": sweep.measure,
         "how": how if "phases" in sweep.measure else {},
         "n_points": len(sweep.points),
