@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import em_interp as em
 from em_interp.activations.reading import Activations, ContrastActivations
-from em_interp.directions.direction import Direction
+from em_interp.directions.direction import Direction, dominated
 from em_interp.directions.estimators import difference_of_means
 from em_interp.interventions import project_out
 
@@ -480,3 +480,10 @@ class TestFromVectors:
     def test_a_vector_that_points_nowhere(self):
         with pytest.raises(ValueError, match="vector of layer 5 is zero"):
             Direction.from_vectors(torch.stack([torch.ones(8), torch.zeros(8)]), layers=(4, 5))
+
+
+@pytest.mark.parametrize(("share", "too_much"), [(0.45, False), (0.5, False), (0.56, True), (0.9, True)])
+def test_more_than_half_in_three_dimensions_dominates(share, too_much):
+    d = 600
+    squares = torch.cat([torch.full((3,), share / 3), torch.full((d - 3,), (1 - share) / (d - 3))])
+    assert bool(dominated(squares.sqrt())) == too_much
