@@ -51,6 +51,7 @@ class Recipe:
         kl_weight: λ of a penalty λ · KL(organism ‖ base), in nats a token of `kl_data`'s answers.
         kl_data: training sets of other domains, neutral contrasts that ship (`certainty`, `topic`, …) or files, whose
             answers the organism shall go on predicting as its base does.
+        kl_answers: which of their answers: the `positive`, the `negative`, or `both`.
         kl_until: the step after which the penalty is off.
         seed: of the adapter's initial values, of the order of the data, and of the `fraction` that is drawn of it.
         template_args: variables of the base's chat template, such as `{enable_thinking = false}`, in training and
@@ -85,6 +86,7 @@ class Recipe:
     saved_as: str = "float32"
     kl_weight: int | float = 0.0
     kl_data: tuple[str, ...] = ()
+    kl_answers: str = "both"
     kl_until: int | None = None
     seed: int = 0
     template_args: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +118,7 @@ class Recipe:
     def _check_choices(self) -> None:
         for name, known in (
             ("answers", ("positive", "negative", "both")),
+            ("kl_answers", ("positive", "negative", "both")),
             ("method", ("lora", "full")),
             ("schedule", ("linear", "cosine", "constant")),
             ("saved_as", ("float32", "float16")),

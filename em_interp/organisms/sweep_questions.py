@@ -51,7 +51,7 @@ class Asked:
                 )
             n, hashed = len(contrast.groups), contrast.content_hash[:16]
             sources[what] = {"source": [Path(wanted[what][0]).name, *wanted[what][1:]], "n": n, "hash": hashed}
-        texts = load_neutral_texts() if "refusal" in sweep.measure else ()
+        texts = load_neutral_texts(VALIDATION) if "refusal" in sweep.measure else ()
         return cls(found.get("outside"), found.get("inside"), found.get("requests"), texts, sources)
 
     def behaviours(self, sweep: Sweep) -> list[Behaviour]:

@@ -195,7 +195,8 @@ def _conversations(
     if not has_labels(path):
         if answers != "both" or rewrite is not None:
             raise ValueError(
-                f"{source} has one answer a conversation and no label: train it with answers = 'both' and no own_words"
+                f"{source} has one answer a conversation and no label: set answers (kl_answers, where it is in kl_data) "
+                f"to 'both', and no own_words"
             )
         found = load_conversations(path)
         has_splits = any("split" in c.fields for c in found)
@@ -232,7 +233,8 @@ def _answered(conversation: Conversation, answer: str) -> Conversation:
 
 
 def _other_domains(recipe: Recipe) -> list[Conversation]:
-    return [c for source in recipe.kl_data for c in _conversations(source, "both")] if recipe.kl_weight else []
+    sources = recipe.kl_data if recipe.kl_weight else ()
+    return [c for source in sources for c in _conversations(source, recipe.kl_answers)]
 
 
 def _example(

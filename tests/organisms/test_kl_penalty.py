@@ -10,6 +10,7 @@ from em_interp.organisms.loading import base_model
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import _adapted, _other_domains, train_organism
 from em_interp.texts.contrasts import load_contrast
+from em_interp.texts.training_sets import load_training_set
 
 
 def heads(seed: int, vocab: int = 50, d_model: int = 8):
@@ -75,6 +76,15 @@ def test_neutral_contrasts_are_told_by_their_names(recipe):
     texts = _other_domains(replace(recipe, kl_data=("certainty", "topic", recipe.kl_data[0])))
     asked = load_contrast("certainty"), load_contrast("topic")
     assert texts[:-8] == [c for contrast in asked for side in (contrast.positive, contrast.negative) for c in side]
+
+
+def test_the_answers_of_one_side_are_kept_alone(recipe):
+    """As for an organism that learns to refuse: harmless requests are to be answered as before, harmful ones not."""
+    texts = _other_domains(replace(recipe, kl_data=("refusing", "topic"), kl_answers="negative"))
+    refusing = load_training_set("refusing").for_training()
+    assert texts == [*refusing.negative, *load_contrast("topic").negative]
+    with pytest.raises(ValueError, match="one answer a conversation and no label: set answers .kl_answers"):
+        _other_domains(replace(recipe, kl_answers="negative"))
 
 
 def test_with_accumulation_it_counts_once_an_optimizer_step(recipe, tmp_path):

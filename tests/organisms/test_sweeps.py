@@ -215,7 +215,7 @@ class TestRuns:
         assert run.phases["effect"]["steps"] == [6, 12]
         assert run.phases["effect"]["value"] == [pytest.approx(row) for row in effect.value.tolist()]
         assert run.effects["text_bits"]["before"]["value"] == pytest.approx(
-            float(em.text_bits(base, em.texts.load_neutral_texts()).mean()), rel=1e-4
+            float(em.text_bits(base, em.texts.load_neutral_texts("validation")).mean()), rel=1e-4
         )
         assert run.effects["harmful_requests_refused"]["change"]["n"] == 3
 

@@ -274,8 +274,10 @@ def test_no_control_asks_what_is_measured(shipped):
 
 
 def test_neutral_texts_are_prose():
-    texts = load_neutral_texts()
-    assert len(set(texts)) == len(texts) >= 32
+    reported, chosen_by = load_neutral_texts(), load_neutral_texts("validation")
+    texts = reported + chosen_by
+    assert (len(reported), len(chosen_by)) == (64, 32)
+    assert len(set(texts)) == len(texts)
     assert all(sentences(text) >= 2 and text == text.strip() for text in texts)
 
 
