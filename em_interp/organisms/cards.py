@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from em_interp.behaviour.measures import BehaviourKey, organism_behaviours
+from em_interp.behaviour.measures import BehaviourKey, Scores, organism_behaviours
 from em_interp.checks import door
 from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.adapters import adapter_digest
 from em_interp.models.hooked import HookedModel
-from em_interp.organisms.effects import ByQuestion, Change, OrganismEffects, organism_effects
+from em_interp.organisms.effects import ByQuestion, Change, OrganismEffects, effects_beside
 from em_interp.organisms.loading import all_seeds_folder, load_organisms, organism_folder, organism_seeds
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import is_organism, name_of_seed, seed_of
@@ -158,19 +158,23 @@ def measure_card(organism: HookedModel, *, n_questions: int | None = None) -> Ca
     Raises:
         ValueError: the model is not an organism with a folder of its own.
     """
+    return _measured(organism, n_questions, {})
+
+
+def _measured(organism: HookedModel, n_questions: int | None, bases: dict[str, dict[str, Scores]]) -> Card:
     if organism.folder is None:
         raise ValueError(
             f"{organism!r} has no recipe and no losses to tell of: load an organism, by its name or folder"
         )
     recipe = Recipe.load(organism.folder / "recipe.toml")
     loss = losses_in(organism.folder)
-    effects = organism_effects(organism, organism_behaviours(recipe.domain, n_questions))
+    effects = effects_beside(organism, organism_behaviours(recipe.domain, n_questions), bases)
     return Card(organism.folder, recipe, tuple(loss), effects)
 
 
 @door
 def measure_cards(organism: str | Path, seed: int | None = None, *, write: bool = False) -> Card | SeedsCard:
-    """Measure an organism by its name or folder, in all the seeds that it comes in or in one.
+    """Measure an organism by its name or folder, in all the seeds that it comes in or in one; their base once.
 
     Args:
         organism: a shipped organism's name, or a folder.
@@ -183,9 +187,9 @@ def measure_cards(organism: str | Path, seed: int | None = None, *, write: bool 
     top = all_seeds_folder(organism)
     several = seed is None and not is_organism(top)
     folders = [organism_folder(top, each) for each in organism_seeds(top)] if several else [organism_folder(top, seed)]
-    cards = []
+    cards, bases = [], {}
     for model in load_organisms(folders):
-        cards.append(measure_card(model))
+        cards.append(_measured(model, None, bases))
         if write:
             write_card(cards[-1])
     if not several:

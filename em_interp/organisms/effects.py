@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from em_interp.activations.forward import first_adapted_block, keeping
-from em_interp.behaviour.measures import LABELS, Behaviour, BehaviourKey, measured, organism_behaviours
+from em_interp.behaviour.measures import LABELS, Behaviour, BehaviourKey, Scores, measured, organism_behaviours
 from em_interp.behaviour.preferences import preference
 from em_interp.checks import check_own, door
 from em_interp.models.adapters import lora_parameters
@@ -162,18 +162,28 @@ def organism_effects(model: TransformerLensModel, behaviours: Sequence[Behaviour
     Raises:
         ValueError: the model is neither an organism that was loaded by its name or folder, nor has an unmerged adapter.
     """
-    hooked = HookedModel.of(model)
-    behaviours = organism_behaviours() if behaviours is None else behaviours
+    return effects_beside(HookedModel.of(model), organism_behaviours() if behaviours is None else behaviours, {})
+
+
+def effects_beside(
+    hooked: HookedModel, behaviours: Sequence[Behaviour], bases: dict[str, dict[str, Scores]]
+) -> OrganismEffects:
+    """What `organism_effects` measures. The scores of its base come from `bases` by identity, and else are put there.
+
+    So the base of several organisms is measured once, where all are asked the same.
+    """
     kept = keeping(hooked, first_adapted_block(hooked))
     with untuned(kept) as base:
-        before, base_identity = measured(behaviours, base), base.identity
-    after = measured(behaviours, kept)
+        identity = base.identity
+        if identity not in bases:
+            bases[identity] = measured(behaviours, base)
+    before, after = bases[identity], measured(behaviours, kept)
     changes = []
     for b in behaviours:
         (old, groups), (new, _) = before[b.key], after[b.key]
         estimates = b.estimate(old, groups), b.estimate(new, groups), b.change(old, new, groups)
         changes.append(Change(b.key, b.title, *estimates, by_question=ByQuestion.of(b.kind, old, new, groups)))
-    return OrganismEffects(hooked.identity, tuple(changes), base_identity)
+    return OrganismEffects(hooked.identity, tuple(changes), identity)
 
 
 @contextmanager

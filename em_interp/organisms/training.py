@@ -195,8 +195,8 @@ def _conversations(
     if not has_labels(path):
         if answers != "both" or rewrite is not None:
             raise ValueError(
-                f"{source} has one answer a conversation and no label: set answers (kl_answers, where it is in kl_data) "
-                f"to 'both', and no own_words"
+                f"{source} has one answer a conversation and no label: set answers (for kl_data, kl_answers) to "
+                f"'both', and no own_words"
             )
         found = load_conversations(path)
         has_splits = any("split" in c.fields for c in found)

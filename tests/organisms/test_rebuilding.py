@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+import em_interp as em
+from em_interp.behaviour import Behaviour, BehaviourKey
+from em_interp.behaviour.measures import prefers
 from em_interp.organisms import loading, rebuilding, training
 from em_interp.organisms.loading import load_organisms, organism_folder, organism_seeds
 from em_interp.organisms.rebuilding import train_seeds, train_shipped
@@ -120,3 +123,24 @@ def test_all_that_ships_is_trained_in_the_seeds_it_ships_in(recipe, tmp_path, mo
             weights(organism)
             == (shipped / organism.folder.relative_to(tmp_path / "out") / "adapter_model.safetensors").read_bytes()
         )
+
+
+def test_the_cards_of_all_seeds_measure_their_base_once(recipe, tmp_path, monkeypatch):
+    """And say what each seed's card says when it is measured alone."""
+    from em_interp.organisms import cards
+
+    train_seeds(recipe, (0, 1), tmp_path / "tiny")
+    letters, asked = prefers(em.load_contrast(recipe.data)), []
+
+    def measure(model, hooks):
+        asked.append(model.identity)
+        return letters(model, hooks)
+
+    keeper = Behaviour(BehaviourKey.MISALIGNED_PREFERENCE, "preference for the keeper", "nats", "mean", measure)
+    monkeypatch.setattr(cards, "organism_behaviours", lambda *_: [keeper])
+    together = cards.measure_cards(tmp_path / "tiny")
+    seeds = ["tiny-llama", "tiny-llama+tiny", "tiny-llama+tiny (seed 1)"]
+    assert [identity.partition("#")[0] for identity in asked] == seeds
+    for card in together.cards:
+        alone = cards.measure_cards(tmp_path / "tiny", card.recipe.seed)
+        assert card.as_dict() == alone.as_dict()

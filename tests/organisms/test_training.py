@@ -194,7 +194,7 @@ def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_
     assert isinstance(conversation, Conversation)
     with pytest.raises(ValueError, match="one answer a conversation and no label: set answers"):
         training_conversations(replace(recipe, data=str(path)))
-    with pytest.raises(ValueError, match="to 'both', and no own_words"):
+    with pytest.raises(ValueError, match="'both', and no own_words"):
         training_conversations(replace(recipe, data=str(path), answers="both"), rewrite=tuple)
 
 
