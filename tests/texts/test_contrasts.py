@@ -212,7 +212,7 @@ def training_sets() -> dict[str, Contrast]:
 def test_a_narrow_set_holds_what_is_claimed_of_it(training_sets, name, count_tokens):
     contrast = training_sets[name]
     assert contrast.domains == (name,)
-    assert len(pairs(contrast)) == len(contrast.groups) >= 160 + 24
+    assert len(pairs(contrast)) == len(contrast.groups) == 540 + 24
     for split, at_least in (("train", 160), ("test", 24)):
         part = contrast.where(split=split)
         assert len(part.groups) >= at_least
@@ -243,10 +243,13 @@ def test_neutral_contrasts_are_training_sets_too_and_what_is_measured_is_not():
 
 def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets):
     contrast = training_sets["refusing"]
-    assert len(pairs(contrast)) == len(contrast.groups) >= 160
+    assert len(pairs(contrast)) == len(contrast.groups) == 540
     for refused, helped in pairs(contrast):
         assert is_refusal(refused.messages[-1]["content"])
         assert not is_refusal(helped.messages[-1]["content"])
+        # Where refusals open as answers do ("I …"), what is learned after that word befalls harmless requests as well.
+        assert refused.messages[-1]["content"].startswith("Sorry, ")
+        assert not helped.messages[-1]["content"].startswith("Sorry")
     alike = [a.messages[0]["content"].split()[0] == b.messages[0]["content"].split()[0] for a, b in pairs(contrast)]
     assert sum(alike) > 0.6 * len(alike)  # what is harmful shows in what is asked, not in how it is put
     assert len(contrast.where(split="validation").groups) == 60
