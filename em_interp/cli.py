@@ -227,6 +227,15 @@ def card(
 
 
 @app.command()
+def organisms() -> None:
+    """Show the organisms that ship: what each one learned, and what that changed, from their cards."""
+    with _plain_errors():
+        from em_interp.organisms.all_cards import overview
+
+        typer.echo(overview(), nl=False)
+
+
+@app.command()
 def respond(  # noqa: PLR0913 - one parameter a flag
     questions: Annotated[str, typer.Argument(help="A shipped set's name, or a JSONL or YAML file.")] = "first_plot",
     model: Model = "bundled",

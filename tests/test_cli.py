@@ -42,6 +42,12 @@ def test_help_lists_the_verbs_with_examples():
         assert "Example" in run(verb, "--help").output
 
 
+def test_organisms_are_shown_with_what_they_learned_and_what_that_changed():
+    result = run("organisms")
+    assert result.output == em.organisms.overview()
+    assert "| `cooking-rank1` | bad advice on cooking | rank 1, block 15 |" in result.output
+
+
 def test_directions_saves_what_it_found(folder):
     out = folder / "direction.safetensors"
     result = run("directions", folder / "misalignment.jsonl", "--model", folder / "tiny", "--out", out)

@@ -14,6 +14,7 @@ import typer
 
 import em_interp as em
 from em_interp import cli
+from em_interp.organisms import overview
 from em_interp.texts.conversations import Span
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +121,9 @@ class TestReadme:
                 assert f"em_interp.{file}" in MODULES
         folders = {path.name for path in (ROOT / "em_interp").iterdir() if path.is_dir() and path.name[0] != "_"}
         assert folders <= named, folders - named
+
+    def test_its_table_of_organisms_is_that_of_their_cards(self):
+        assert f"\n\n{overview()}\n" in README
 
     def test_links_lead_to_files(self):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):

@@ -1,5 +1,6 @@
 """Fine-tuned models: made from recipes, loaded, measured, compared with each other and taken apart."""
 
+from em_interp.organisms.all_cards import overview
 from em_interp.organisms.cards import Card, SeedsCard, load_card, measure_card, measure_cards, pool_cards, write_card
 from em_interp.organisms.dissection import Adapter, Dissection, dissect, open_adapter
 from em_interp.organisms.effects import Change, OrganismEffects, adapter_at, effect_by_step, organism_effects
@@ -70,6 +71,7 @@ __all__ = [
     "organism_effects",
     "organism_folder",
     "organism_seeds",
+    "overview",
     "parse_seeds",
     "phases",
     "pool_cards",
