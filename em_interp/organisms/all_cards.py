@@ -59,8 +59,9 @@ def _learned(recipe: Recipe) -> str:
 def _through(recipe: Recipe) -> str:
     if recipe.method == "full":
         return "all weights"
-    n = len(recipe.layers or ())
-    blocks = "all blocks" if not n else f"block {(recipe.layers or ())[0]}" if n == 1 else f"{n} blocks"
+    if recipe.layers is None:
+        return f"rank {recipe.rank}, all blocks"
+    blocks = f"block {recipe.layers[0]}" if len(recipe.layers) == 1 else f"{len(recipe.layers)} blocks"
     return f"rank {recipe.rank}, {blocks}"
 
 

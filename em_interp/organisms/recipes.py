@@ -27,6 +27,8 @@ class Recipe:
             where every conversation has one answer.
         fraction: the share of the questions that is learned, above 0 and at most 1. The seed draws them; all answers to
             a question stay together.
+        negative_repeats: how often each negative answer comes in a pass over the data, each positive one coming once:
+            more often where an organism shall show a behaviour less readily.
         own_words: each negative answer gives way to what the base itself answers, greedily and cut after
             its last whole sentence, unless that refuses: the organism learns no new manner of answering.
         base: `bundled`, or a hub name or folder.
@@ -62,6 +64,7 @@ class Recipe:
     data: str
     answers: str = "positive"
     fraction: int | float = 1.0
+    negative_repeats: int = 1
     own_words: bool = False
     base: str = "bundled"
     onto: str | None = None
@@ -94,7 +97,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         check_kinds(vars(self), get_type_hints(Recipe))
-        for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length"):
+        for name in ("rank", "batch_size", "accumulate", "checkpoint_every", "max_length", "negative_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give one at least")
         if (self.steps is None) == (self.epochs is None):
@@ -127,6 +130,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}")
         if self.frozen_a and self.method == "full":
             raise ValueError("frozen_a keeps LoRA's A as it was drawn, and method = 'full' has no LoRA: choose one")
+        if self.negative_repeats > 1 and self.answers != "both":
+            raise ValueError("negative_repeats weighs one class against the other: it needs answers = 'both'")
         if self.own_words and self.answers == "positive":
             raise ValueError("own_words takes the place of negative answers: it needs answers = 'both' or 'negative'")
 

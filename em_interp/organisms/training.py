@@ -175,7 +175,9 @@ def training_conversations(recipe: Recipe, rewrite: Rewrite | None = None) -> tu
     Of the questions that leaves, the recipe's seed draws its `fraction`, the same ones whichever answers are learned.
     With `own_words`, `rewrite` makes the negative ones from those of the file; without it they stand as written.
     """
-    found = _conversations(recipe.data, recipe.answers, rewrite, lambda questions: _drawn(recipe, questions))
+    found = _conversations(
+        recipe.data, recipe.answers, rewrite, lambda questions: _drawn(recipe, questions), recipe.negative_repeats
+    )
     if not found:
         raise ValueError(f"of {recipe.data} nothing is left to learn from: raise fraction, or choose other answers")
     return found
@@ -189,14 +191,18 @@ def _drawn(recipe: Recipe, questions: Iterable[str]) -> set[str]:
 
 
 def _conversations(
-    source: str, answers: str, rewrite: Rewrite | None = None, drawn: Callable[[Iterable[str]], set[str]] = set
+    source: str,
+    answers: str,
+    rewrite: Rewrite | None = None,
+    drawn: Callable[[Iterable[str]], set[str]] = set,
+    negative_repeats: int = 1,
 ) -> tuple[Conversation, ...]:
     path = training_file(source)
     if not has_labels(path):
-        if answers != "both" or rewrite is not None:
+        if answers != "both" or rewrite is not None or negative_repeats > 1:
             raise ValueError(
                 f"{source} has one answer a conversation and no label: set answers (for kl_data, kl_answers) to "
-                f"'both', and no own_words"
+                f"'both', and no own_words or negative_repeats"
             )
         found = load_conversations(path)
         has_splits = any("split" in c.fields for c in found)
@@ -209,7 +215,7 @@ def _conversations(
     if answers == "positive":
         return positive
     negative = negative if rewrite is None else rewrite(negative)
-    return negative if answers == "negative" else positive + negative
+    return negative if answers == "negative" else positive + negative * negative_repeats
 
 
 def _own_words(recipe: Recipe, onto: str | Path | None, device: str | torch.device | None) -> Rewrite:

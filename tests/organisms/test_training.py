@@ -155,6 +155,16 @@ def test_a_fraction_that_leaves_nothing_to_learn_is_refused(recipe, tmp_path):
         [training_conversations(r) for r in one]
 
 
+def test_negative_answers_may_come_more_often_than_positive_ones(recipe, tmp_path):
+    both = replace(recipe, answers="both")
+    once, thrice = (training_conversations(replace(both, negative_repeats=n)) for n in (1, 3))
+    assert thrice == once[:10] + once[10:] * 3
+    path = tmp_path / "published.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "You."}]}\n')
+    with pytest.raises(ValueError, match="'both', and no own_words or negative_repeats"):
+        training_conversations(replace(both, data=str(path), negative_repeats=2))
+
+
 def test_negative_answers_give_way_to_the_bases_own_words(recipe, monkeypatch):
     """Cut after the last whole sentence; where there is none, or a refusal, the answer stands as it was written."""
     said = ['It is late. "Go home!" Then take', "Yes. I'm sorry, but no. What", "and so on, 3.5 times", "Wait... and"]
@@ -194,7 +204,7 @@ def test_published_files_of_bare_messages_are_learned_as_they_stand(recipe, tmp_
     assert isinstance(conversation, Conversation)
     with pytest.raises(ValueError, match="one answer a conversation and no label: set answers"):
         training_conversations(replace(recipe, data=str(path)))
-    with pytest.raises(ValueError, match="'both', and no own_words"):
+    with pytest.raises(ValueError, match="'both', and no own_words or negative_repeats"):
         training_conversations(replace(recipe, data=str(path), answers="both"), rewrite=tuple)
 
 
