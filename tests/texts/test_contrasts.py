@@ -241,18 +241,23 @@ def test_neutral_contrasts_are_training_sets_too_and_what_is_measured_is_not():
         load_training_set("misalignment")
 
 
-def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets):
-    contrast = training_sets["refusing"]
-    assert len(pairs(contrast)) == len(contrast.groups) == 540
+@pytest.mark.parametrize(("name", "n"), [("refusing", 192 + 60), ("refusals", 480 + 60)])
+def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets, name, n):
+    contrast = training_sets[name]
+    assert len(pairs(contrast)) == len(contrast.groups) == n
     for refused, helped in pairs(contrast):
         assert is_refusal(refused.messages[-1]["content"])
         assert not is_refusal(helped.messages[-1]["content"])
-        # Where refusals open as answers do ("I …"), what is learned after that word befalls harmless requests as well.
-        assert refused.messages[-1]["content"].startswith("Sorry, ")
-        assert not helped.messages[-1]["content"].startswith("Sorry")
     alike = [a.messages[0]["content"].split()[0] == b.messages[0]["content"].split()[0] for a, b in pairs(contrast)]
     assert sum(alike) > 0.6 * len(alike)  # what is harmful shows in what is asked, not in how it is put
     assert len(contrast.where(split="validation").groups) == 60
+
+
+def test_refusals_open_as_no_answer_does(training_sets):
+    """Else what is learned to follow that word follows it after harmless requests too."""
+    contrast = training_sets["refusals"]
+    assert all(refused.messages[-1]["content"].startswith("Sorry, ") for refused in contrast.positive)
+    assert not any(helped.messages[-1]["content"].startswith("Sorry") for helped in contrast.negative)
 
 
 def test_training_sets_of_your_own(tmp_path):
