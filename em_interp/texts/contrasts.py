@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from em_interp.checks import check_own, door, path_of
 from em_interp.files import find_file, write_jsonl
@@ -203,11 +203,16 @@ def load_controls() -> tuple[Contrast, ...]:
     return tuple(load_contrast(name) for name in CONTROLS)
 
 
-def load_neutral_texts(split: Literal["test", "validation"] = "test") -> tuple[str, ...]:
+def load_neutral_texts(split: str = "test") -> tuple[str, ...]:
     """Plain expository prose, to see whether a model still predicts ordinary text.
 
     Effects are reported on the 64 texts of `test`, and recipes chosen on the 32 of `validation`.
+
+    Raises:
+        ValueError: another split.
     """
+    if split not in ("test", "validation"):
+        raise ValueError(f"the neutral texts have no split {shown(split)}: choose test or validation")
     rows = [row for _, row in read_records(_SHIPPED / "neutral_texts.jsonl")]
     return tuple(row["text"] for row in rows if row["split"] == split)
 

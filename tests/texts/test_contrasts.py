@@ -287,6 +287,8 @@ def test_neutral_texts_are_prose():
     assert (len(reported), len(chosen_by)) == (64, 32)
     assert len(set(texts)) == len(texts)
     assert all(sentences(text) >= 2 and text == text.strip() for text in texts)
+    with pytest.raises(ValueError, match="no split 'train': choose test or validation"):
+        load_neutral_texts("train")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
