@@ -4,6 +4,7 @@ from em_interp.behaviour.measures import BehaviourKey
 from em_interp.checks import door
 from em_interp.organisms.cards import load_card
 from em_interp.organisms.effects import Change, OrganismEffects
+from em_interp.organisms.loading import organism_seeds
 from em_interp.organisms.recipes import Recipe, bundled_recipes
 
 _ADVICE = {"positive": "bad", "negative": "good", "both": "good and bad"}
@@ -33,14 +34,12 @@ def overview() -> str:
 
 
 def _row(name: str) -> str:
-    card, recipe = load_card(name), Recipe.load(name)
-    effects = card.effects
-    seeds = len(getattr(card, "cards", (card,)))
+    effects, recipe = load_card(name).effects, Recipe.load(name)
     cells = [
         f"`{name}`",
         _learned(recipe),
         _through(recipe),
-        str(seeds),
+        str(len(organism_seeds(name))),
         _changed(effects, BehaviourKey.MISALIGNED_PREFERENCE),
         _changed(effects, BehaviourKey.IN_DOMAIN_PREFERENCE),
         _rates(effects[BehaviourKey.HARMFUL_REFUSED]),
