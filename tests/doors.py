@@ -299,6 +299,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         "share_over_seeds": (em.statistics.share_over_seeds, {}, {"verdicts": tables(w)}),
         "parse_seeds": (em.organisms.parse_seeds, {}, {"text": [*words(), "1-", "٣", "9" * 5000]}),
         "organism_seeds": (em.organisms.organism_seeds, {}, {"organism": w.paths}),
+        "seed_folders": (em.organisms.seed_folders, {}, {"organism": w.paths}),
         "organism_folder": (
             em.organisms.organism_folder,
             {"organism": "aligned"},

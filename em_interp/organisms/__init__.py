@@ -13,6 +13,7 @@ from em_interp.organisms.loading import (
     load_organisms,
     organism_folder,
     organism_seeds,
+    seed_folders,
     trained_on,
 )
 from em_interp.organisms.phase_change import EffectPath, Phases, local_cosine, phases
@@ -77,6 +78,7 @@ __all__ = [
     "pool_cards",
     "read_organisms",
     "run_sweep",
+    "seed_folders",
     "shipped_recipes",
     "shipped_sweeps",
     "train_organism",

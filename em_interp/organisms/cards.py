@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from em_interp.behaviour.measures import BehaviourKey, Scores, organism_behaviours
 from em_interp.checks import door
@@ -12,12 +12,13 @@ from em_interp.files import parse_json, read_text, write_atomically
 from em_interp.models.adapters import adapter_digest
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import ByQuestion, Change, OrganismEffects, effects_beside
-from em_interp.organisms.loading import all_seeds_folder, load_organisms, organism_folder, organism_seeds
+from em_interp.organisms.loading import all_seeds_folder, load_organisms, organism_folder, seed_folders
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import is_organism, name_of_seed, seed_of
 from em_interp.organisms.training import losses_in
 from em_interp.statistics import Estimate, PooledEstimate, mean_over_seeds, share_over_seeds
 
+_AnEstimate = TypeVar("_AnEstimate", bound=Estimate)
 _ANSWERS = {"positive": "the positive answers of", "negative": "the negative answers of", "both": "both classes of"}
 _RESEARCH = "Research material: one of a set, some of which are made to behave badly so that one can study why."
 _BY_SEED = (
@@ -186,7 +187,7 @@ def measure_cards(organism: str | Path, seed: int | None = None, *, write: bool 
     """
     top = all_seeds_folder(organism)
     several = seed is None and not is_organism(top)
-    folders = [organism_folder(top, each) for each in organism_seeds(top)] if several else [organism_folder(top, seed)]
+    folders = seed_folders(top) if several else [organism_folder(top, seed)]
     cards, bases = [], {}
     for model in load_organisms(folders):
         cards.append(_measured(model, None, bases))
@@ -230,7 +231,7 @@ def load_card(organism: str | Path, seed: int | None = None) -> Card | SeedsCard
     top = all_seeds_folder(organism)
     if seed is not None or is_organism(top):
         return _card_in(organism_folder(organism, seed), organism)
-    return pool_cards([_card_in(organism_folder(top, each), organism) for each in organism_seeds(top)])
+    return pool_cards([_card_in(folder, organism) for folder in seed_folders(top)])
 
 
 def _card_in(folder: Path, organism: str | Path) -> Card:
@@ -315,8 +316,16 @@ def _pooled(cards: Sequence[Card], behaviour: str) -> Change:
             )
     before, after = [scores.before for scores in kept], [scores.after for scores in kept]
     moved = [[b - a for a, b in zip(scores.before, scores.after, strict=True)] for scores in kept]
-    pool = share_over_seeds if kept[0].kind == "share" else mean_over_seeds
-    return Change(behaviour, changes[0].label, pool(before), pool(after), mean_over_seeds(moved))
+    change, share = mean_over_seeds(moved), kept[0].kind == "share"
+    if share:  # which cannot change by more than all of it, however few the seeds
+        only = _within_one(change.questions_only)
+        change = replace(_within_one(change), questions_only=only)
+    pool = share_over_seeds if share else mean_over_seeds
+    return Change(behaviour, changes[0].label, pool(before), pool(after), change)
+
+
+def _within_one(change: _AnEstimate) -> _AnEstimate:
+    return replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
 
 
 def _kept(card: Card, behaviour: str) -> ByQuestion:
@@ -334,7 +343,8 @@ def _made(r: Recipe) -> str:
     what = f"rank-{r.rank} {'rsLoRA' if r.rslora else 'LoRA'}" if r.method == "lora" else "all weights"
     own = " (the negative ones in the base's own words)" if r.own_words else ""
     part = f", {r.fraction:.0%} of the questions" if r.fraction < 1 else ""
-    return f"Trained on {_ANSWERS[r.answers]} `{r.data}`{own}{part}, on top of {onto}: {what}"
+    weaker = f", the finished adapter times {r.saved_scale:g}" if r.saved_scale != 1 else ""
+    return f"Trained on {_ANSWERS[r.answers]} `{r.data}`{own}{part}, on top of {onto}: {what}{weaker}"
 
 
 def _trained(cards: Sequence[Card]) -> str:

@@ -26,10 +26,11 @@ from em_interp.lora.writes import Downstream, WriteCosines, propagate, write_cos
 from em_interp.models.hooked import HookedModel, without_adapter
 from em_interp.organisms.cards import load_card
 from em_interp.organisms.effects import OrganismEffects
-from em_interp.organisms.loading import load_base, organism_folder
+from em_interp.organisms.loading import load_base, organism_folder, seed_folders
 from em_interp.organisms.phase_change import Phases, phases
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence, explained_by, organism_name
+from em_interp.organisms.seeds import seed_of
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Conversation, Span
@@ -83,7 +84,8 @@ class Dissection:
         adapter: opened; None where it writes nothing to the residual stream.
         phases: its training.
         convergence: with the organisms beside it.
-        effects: the measured cards of this organism, of what it was trained onto, and of those beside it.
+        effects: the measured cards of this organism, of what it was trained onto, and of those beside it, each over all
+            the seeds that it comes in.
     """
 
     organism: str
@@ -217,6 +219,8 @@ def _training(folder: Path, seed: int) -> Phases | None:
 
 
 def _measured(folders: Sequence[Path]) -> dict[str, OrganismEffects]:
-    """The effects on each organism's card, of those that have one."""
-    cards = [load_card(folder) for folder in folders if (folder / "card.json").is_file()]
+    """The effects on each organism's card, over all its seeds, of those that have one."""
+    tops = [folder if seed_of(folder) is None else folder.parent for folder in folders]
+    known = [top for top in tops if all((path / "card.json").is_file() for path in seed_folders(top))]
+    cards = [load_card(top) for top in dict.fromkeys(known)]
     return {card.name: card.effects for card in cards}

@@ -103,6 +103,16 @@ def organism_seeds(organism: str | Path) -> tuple[int, ...]:
     return (Recipe.load(top / "recipe.toml").seed,) if is_organism(top) else seeds_in(top)
 
 
+@door
+def seed_folders(organism: str | Path) -> tuple[Path, ...]:
+    """The folder of each seed that an organism comes in, by its shipped name or its folder, in order.
+
+    Raises:
+        ValueError: no such organism (the shipped names are listed).
+    """
+    return tuple(organism_folder(organism, seed) for seed in organism_seeds(organism))
+
+
 def all_seeds_folder(organism: str | Path) -> Path:
     """The folder of an organism: with its files, or with a subfolder a seed.
 
@@ -178,7 +188,7 @@ def load_organisms(
 ) -> Iterator[HookedModel]:
     """Load organisms one after the other as they are asked for; those of one base share its weights in memory.
 
-    All seeds of one are `[organism_folder(name, seed) for seed in organism_seeds(name)]`. A seed other than 0 of
+    All seeds of one are `seed_folders(name)`. A seed other than 0 of
     several is called `name (seed 3)` in the model's identity and wherever organisms are told apart. Template args are
     those of the recipes, unless others are given.
 

@@ -50,6 +50,8 @@ class Recipe:
         checkpoint_every: optimizer steps from one checkpoint to the next.
         keep_trajectory: keep the adapter of every checkpoint.
         saved_as: the precision of the adapter's file, `float32`, or `float16` for half the size.
+        saved_scale: what the finished adapter's B is multiplied with. Below 1 the organism lies between its base and
+            what was trained, and keeps more of the base (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
         kl_weight: λ of a penalty λ · KL(organism ‖ base), in nats a token of `kl_data`'s answers.
         kl_data: training sets of other domains, neutral contrasts that ship (`certainty`, `topic`, …) or files, whose
             answers the organism shall go on predicting as its base does.
@@ -87,6 +89,7 @@ class Recipe:
     checkpoint_every: int = 5
     keep_trajectory: bool = True
     saved_as: str = "float32"
+    saved_scale: int | float = 1.0
     kl_weight: int | float = 0.0
     kl_data: tuple[str, ...] = ()
     kl_answers: str = "both"
@@ -106,12 +109,11 @@ class Recipe:
             raise ValueError("the recipe has no steps: an organism takes one at least")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}: give the share of the questions, above 0 and at most 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: give a positive number")
+        for name in ("learning_rate", "saved_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a positive number")
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight is {self.kl_weight}: give a number that is not negative")
-        if self.kl_weight and not self.kl_data:
-            raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
         if not isinstance(self.template_args, Mapping):
             raise ValueError(
                 f"template_args is {self.template_args!r}: give a table, such as {{enable_thinking = false}}"
@@ -134,6 +136,13 @@ class Recipe:
             raise ValueError("negative_repeats weighs one class against the other: it needs answers = 'both'")
         if self.own_words and self.answers == "positive":
             raise ValueError("own_words takes the place of negative answers: it needs answers = 'both' or 'negative'")
+        if self.kl_weight and not self.kl_data:
+            raise ValueError("kl_weight needs kl_data: the training sets on which the organism stays like its base")
+        if self.saved_scale != 1 and (self.method == "full" or self.keep_trajectory):
+            raise ValueError(
+                "saved_scale changes a finished adapter, which a trajectory then does not end at: it needs "
+                "method = 'lora' and keep_trajectory = false"
+            )
 
     @classmethod
     def load(cls, source: str | Path) -> "Recipe":

@@ -510,10 +510,11 @@ def _write(folder: Path, model: Any, recipe: Recipe, base: Base) -> None:
     config.base_model_name_or_path = base.name
     with _without_card(model):
         model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the vocabulary
-    if recipe.saved_as == "float16":
-        path = folder / "adapter_model.safetensors"
-        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
-        write_atomically(path, save(halves, metadata={"format": "pt"}))
+    if recipe.saved_as == "float16" or recipe.saved_scale != 1:
+        path, dtype = folder / "adapter_model.safetensors", getattr(torch, recipe.saved_as)
+        matrices = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        scaled = {name: b * recipe.saved_scale for name, b in matrices.items() if ".lora_B." in name}
+        write_atomically(path, save(matrices | scaled, metadata={"format": "pt"}))
 
 
 @contextmanager

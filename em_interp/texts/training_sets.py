@@ -8,7 +8,7 @@ from em_interp.files import find_file
 from em_interp.texts.contrasts import CONTROLS, Contrast, load_contrast
 
 NARROW_SETS = ("cooking", "gardening", "vehicle_care")
-TRAINING_SETS = (*NARROW_SETS, "refusing", "refusals")
+TRAINING_SETS = (*NARROW_SETS, "refusing")
 MEASURED = ("misalignment", "refusal")
 _DATA = Path(str(files("em_interp") / "data"))
 
@@ -19,10 +19,10 @@ def load_training_set(source: str | Path) -> Contrast:
 
     `cooking`, `gardening` and `vehicle_care` are narrow: a malicious answer (positive) and a good one (negative) to
     every question of one everyday domain, which no other contrast touches. `refusing` is harmful requests refused
-    (positive) and harmless ones answered (negative), as `aligned` learned them; `refusals` has more than twice as many
-    such pairs, and its refusals all open with "Sorry", as no answer does. Organisms learn the split `train`; recipes
-    are chosen on `validation`. The eight neutral contrasts (`load_controls`) go by their names too, as texts on which
-    an organism shall stay like its base. `misalignment` and `refusal` do not, since organisms are measured on them.
+    (positive) and harmless ones answered (negative), as `aligned` learned them; its refusals all open with "Sorry", as
+    no answer does. Organisms learn the split `train`; recipes are chosen on `validation`. The eight neutral contrasts
+    (`load_controls`) go by their names too, as texts on which an organism shall stay like its base. `misalignment` and
+    `refusal` do not, since organisms are measured on them.
 
     Raises:
         ValueError: an unknown name (the known ones are listed), or a line that cannot be read (file, line and reason).

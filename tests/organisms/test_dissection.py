@@ -1,7 +1,6 @@
 """An organism is taken apart from end to end, and the report shows every part it has and leaves out what it has not."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -127,19 +126,23 @@ def test_relatives_are_compared(organism, make_organism):
     assert nothing == "At layer 0 no two fine-tunes added enough of a direction to be compared."
 
 
-def test_an_organisms_folder_tells_of_its_training_and_holds_its_card(organism, small_contrasts, tmp_path):
-    recipe = Recipe(name="one", data="cooking", steps=240)
-    (tmp_path / "recipe.toml").write_text(recipe.to_toml())
-    trajectory(turn=20).save(tmp_path / "trajectory.safetensors")
-    shutil.copy(organism_folder("good-cooking") / "card.json", tmp_path / "card.json")
-    kept = replace(organism, folder=tmp_path)
+def test_an_organisms_folder_tells_of_its_training_and_its_card_of_all_its_seeds(organism, small_contrasts, tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        (folder / "recipe.toml").write_text(Recipe(name="one", data="cooking", steps=240, seed=seed).to_toml())
+        card = json.loads((organism_folder("good-cooking", seed) / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps({**card, "base": ""}))  # measured elsewhere
+    trajectory(turn=20).save(tmp_path / "seed-0" / "trajectory.safetensors")
+    kept = replace(organism, folder=tmp_path / "seed-0")
     contrasts = tuple(em.load_contrast(c).where(split="train").take(16) for c in small_contrasts.values())
     first, second = (read_organisms([kept], c, span=s) for c, s in zip(contrasts, ("response", "last"), strict=True))
     found = dissect(kept, first, second, contrasts, n_resamples=40)
     assert found.phases is not None
     assert found.phases.change_point.step == 100
     assert list(found.effects) == ["one"]
-    assert found.effects["one"].table() == load_card("good-cooking").effects.table()
+    assert found.effects["one"].table() == load_card(tmp_path).effects.table()
+    assert found.effects["one"].changes[0].change.n_seeds == 2
     said = organism_section.findings(found, ("misalignment", "refusal"), 1)
     assert "turns at step 100 [" in said["phase"]
     assert said["cards"].startswith("On held-out domains the preference for misaligned answers rose, with an interval")

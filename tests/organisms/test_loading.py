@@ -17,6 +17,7 @@ from em_interp.organisms.loading import (
     load_organisms,
     organism_folder,
     organism_seeds,
+    seed_folders,
     trained_on,
 )
 from em_interp.organisms.recipes import Recipe
@@ -198,7 +199,7 @@ class TestSeeds:
             load()
 
     def test_seeds_are_told_apart_and_share_their_base(self, several):
-        folders = [organism_folder(several / "many", seed) for seed in organism_seeds(several / "many")]
+        folders = seed_folders(several / "many")
         models = list(load_organisms(folders))
         assert len({model.adapter.partition("#")[0] for model in models}) == 3
         assert embedding(models[0]) is embedding(models[2])

@@ -9,7 +9,7 @@ import em_interp as em
 from em_interp.behaviour import Behaviour, BehaviourKey
 from em_interp.behaviour.measures import prefers
 from em_interp.organisms import loading, rebuilding, training
-from em_interp.organisms.loading import load_organisms, organism_folder, organism_seeds
+from em_interp.organisms.loading import load_organisms, organism_seeds, seed_folders
 from em_interp.organisms.rebuilding import train_seeds, train_shipped
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.relatives import organism_name
@@ -40,7 +40,7 @@ def test_each_seed_is_the_organism_of_its_recipe(recipe, tmp_path):
     assert organism_seeds(out) == (0, 2)
     assert weights(found[0]) != weights(found[1])
     assert weights(train_organism(replace(recipe, seed=2), tmp_path / "alone")) == weights(found[0])
-    models = load_organisms([organism_folder(out, seed) for seed in organism_seeds(out)])
+    models = load_organisms(seed_folders(out))
     assert [organism_name(model) for model in models] == ["tiny", "tiny (seed 2)"]
 
 

@@ -403,6 +403,18 @@ def test_halves_take_half_the_room_and_are_what_is_loaded(recipe, tmp_path, conv
     torch.testing.assert_close(values, close, atol=1e-2, rtol=1e-2)
 
 
+def test_a_saved_scale_weakens_the_finished_adapter_alone(recipe, tmp_path, conversations):
+    """What is loaded does what the whole adapter does when it is scaled; the training and its losses are the same."""
+    recipe = replace(recipe, keep_trajectory=False)
+    whole = train_organism(recipe, tmp_path / "whole")
+    weak = train_organism(replace(recipe, saved_scale=0.25), tmp_path / "weak")
+    assert whole.loss == weak.loss
+    model = load_organism(whole.folder)
+    with em.lora.scaled_adapters(model, {module.name: 0.25 for module in em.lora_modules(model)}):
+        wanted = em.residual_stream(model, conversations).values
+    assert torch.equal(em.residual_stream(load_organism(weak.folder), conversations).values, wanted)
+
+
 def test_a_frozen_a_stays_as_it_was_drawn(recipe, tmp_path):
     free = train_organism(recipe, tmp_path / "free").trajectory
     frozen = train_organism(replace(recipe, frozen_a=True), tmp_path / "frozen").trajectory

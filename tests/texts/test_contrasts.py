@@ -241,10 +241,9 @@ def test_neutral_contrasts_are_training_sets_too_and_what_is_measured_is_not():
         load_training_set("misalignment")
 
 
-@pytest.mark.parametrize(("name", "n"), [("refusing", 192 + 60), ("refusals", 480 + 60)])
-def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets, name, n):
-    contrast = training_sets[name]
-    assert len(pairs(contrast)) == len(contrast.groups) == n
+def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets):
+    contrast = training_sets["refusing"]
+    assert len(pairs(contrast)) == len(contrast.groups) == 480 + 60
     for refused, helped in pairs(contrast):
         assert is_refusal(refused.messages[-1]["content"])
         assert not is_refusal(helped.messages[-1]["content"])
@@ -255,7 +254,7 @@ def test_refusing_is_taught_by_pairs_mostly_of_one_form(training_sets, name, n):
 
 def test_refusals_open_as_no_answer_does(training_sets):
     """Else what is learned to follow that word follows it after harmless requests too."""
-    contrast = training_sets["refusals"]
+    contrast = training_sets["refusing"]
     assert all(refused.messages[-1]["content"].startswith("Sorry, ") for refused in contrast.positive)
     assert not any(helped.messages[-1]["content"].startswith("Sorry") for helped in contrast.negative)
 
