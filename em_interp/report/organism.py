@@ -17,6 +17,12 @@ _TEXTS = 3  # shown as coloured tokens, of each class
 _HELD_OUT = BehaviourKey.MISALIGNED_PREFERENCE
 
 
+def layer_of(d: Dissection, shown: int) -> int:
+    """The layer of this section: the page's, or where that lies below all that the fine-tune added, the first above."""
+    known = zip(d.added.layers, d.added.corrected.tolist(), strict=True)
+    return next((layer for layer, cosine in known if layer >= shown and cosine == cosine), shown)
+
+
 def drawn(d: Dissection, names: tuple[str, str], layer: int) -> dict[str, go.Figure]:
     """Every figure that the dissection has something for, by the name it has in the page."""
     found = {

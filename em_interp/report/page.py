@@ -66,8 +66,9 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
     names = (_readable(c.a), _readable(c.b))
     dissected, tokens = None, ""
     if r.dissection:
-        drawn |= organism_section.drawn(r.dissection, names, layer)
-        dissected = organism_section.findings(r.dissection, names, layer)
+        own = organism_section.layer_of(r.dissection, layer)
+        drawn |= organism_section.drawn(r.dissection, names, own)
+        dissected = organism_section.findings(r.dissection, names, own)
         tokens = organism_section.tokens(r.dissection.adapter) if r.dissection.adapter else ""
     environment = Environment(
         loader=PackageLoader("em_interp.report", "templates"),

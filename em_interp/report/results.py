@@ -20,7 +20,7 @@ from em_interp.directions.direction import Direction
 from em_interp.directions.separation import Separability
 from em_interp.files import versions
 from em_interp.organisms.dissection import Dissection
-from em_interp.report.organism import record as organism_record
+from em_interp.report import organism as organism_section
 from em_interp.report.words import findings
 
 _FORMAT = "em_interp.results/2"
@@ -169,7 +169,8 @@ def as_json(results: Results) -> dict[str, Any]:
                 "misaligned": {key: asdict(rate) for key, rate in r.answers.misaligned.items()},
                 "answers": {key: [a.as_row() for a in said] for key, said in r.answers.answers.items()},
             },
-            "dissection": r.dissection and organism_record(r.dissection, shown_layer(c)),
+            "dissection": r.dissection
+            and organism_section.record(r.dissection, organism_section.layer_of(r.dissection, shown_layer(c))),
         }
     )
 

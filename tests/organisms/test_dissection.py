@@ -171,6 +171,14 @@ def test_the_page_shows_every_part(tmp_path, results, dissection):
     assert as_json(closed)["dissection"]["adapter"] is None
 
 
+def test_the_section_goes_up_to_where_the_fine_tune_added_something(dissection):
+    layers, added = dissection.added.layers, torch.full_like(dissection.added.corrected, torch.nan)
+    assert organism_section.layer_of(replace(dissection, added=replace(dissection.added, corrected=added)), 1) == 1
+    added[1] = 0.5
+    found = replace(dissection, added=replace(dissection.added, corrected=added))
+    assert [organism_section.layer_of(found, layer) for layer in layers[:3]] == [1, 1, layers[2]]
+
+
 def test_the_words_are_the_numbers(dissection):
     said = organism_section.findings(dissection, ("misalignment", "refusal"), 2)
     assert "one " + organism_section.at_layer(dissection.by_model["one"], 2) in said["models"]
