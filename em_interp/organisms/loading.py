@@ -188,9 +188,8 @@ def load_organisms(
 ) -> Iterator[HookedModel]:
     """Load organisms one after the other as they are asked for; those of one base share its weights in memory.
 
-    All seeds of one are `seed_folders(name)`. A seed other than 0 of
-    several is called `name (seed 3)` in the model's identity and wherever organisms are told apart. Template args are
-    those of the recipes, unless others are given.
+    All seeds of one are `seed_folders(name)`. A seed other than 0 of several is called `name (seed 3)` in the model's
+    identity and wherever organisms are told apart. Template args are those of the recipes, unless others are given.
 
     Raises:
         ValueError: a name or folder without an organism or its weights, or a seed's folder that holds another seed,
