@@ -16,7 +16,7 @@ from em_interp.behaviour.scoring import text_effects
 from em_interp.checks import door
 from em_interp.models.hooked import HookPairs, TransformerLensModel
 from em_interp.progress import bar
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.estimates import Estimate, mean_by_question, within_one
 from em_interp.statistics.rates import rate_by_question
 from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.texts.conversations import Conversation
@@ -96,8 +96,9 @@ class Behaviour:
         return _estimate(scores, groups, rate_by_question if self.kind == "share" else mean_by_question)
 
     def change(self, before: Float[Tensor, " item"], after: Float[Tensor, " item"], groups: Sequence[str]) -> Estimate:
-        """After minus before, paired by item, with Student's interval over the questions."""
-        return _estimate(after - before, groups, mean_by_question)
+        """After minus before, paired by item, with Student's interval over the questions; of a share within ±1."""
+        found = _estimate(after - before, groups, mean_by_question)
+        return within_one(found) if self.kind == "share" else found
 
 
 def measured(behaviours: Iterable[Behaviour], model: TransformerLensModel, hooks: HookPairs = ()) -> dict[str, Scores]:

@@ -34,6 +34,7 @@ from em_interp.figures.style import (
 )
 from em_interp.organisms.effects import OrganismEffects
 from em_interp.organisms.relatives import Convergence
+from em_interp.organisms.seeds import without_seed
 from em_interp.statistics import Estimate
 
 
@@ -75,28 +76,30 @@ def organism_effects(organisms: Mapping[str, OrganismEffects]) -> go.Figure:
 
 
 @door
-def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
+def convergence_map(convergence: Convergence, layer: int, *, over_seeds: bool = False) -> go.Figure:
     """Every organism with every other at one layer: on the same texts above the diagonal, what was added below it.
 
     On the diagonal stands each organism with its own base. Every cell has its 95 % interval.
+
+    Args:
+        convergence: of the organisms.
+        layer: one that was read.
+        over_seeds: one row an organism in place of one a seed, with means over seeds, whose intervals are over seeds
+            and questions. A last column says how alike those directions are that its own seeds added.
     """
-    names = list(convergence.names)
-    row = convergence.layers.index(layer)
-    cells: dict[tuple[str, str], Comparison] = {}
-    for a, b in convergence.same_texts:
-        cells[a, b], cells[b, a] = convergence.same_texts[a, b], convergence.added[a, b]
-    cells |= {(name, name): comparison for name, comparison in convergence.with_base.items()}
-    values = [[float(cells[a, b].corrected[row]) for b in names] for a in names]
+    cells = _cells_over_seeds(convergence, layer) if over_seeds else _cells(convergence, layer)
+    rows, columns = (list(dict.fromkeys(pair[side] for pair in cells)) for side in (0, 1))
     figure = titled(
         f"Organism against organism at layer {layer}",
-        "noise-corrected cosine: same texts above the diagonal, what the fine-tunes added below it, own base on it",
-        110 + 84 * len(names),
+        "noise-corrected cosine: same texts above the diagonal, what the fine-tunes added below it, own base on it"
+        + ", what its seeds added at the right" * over_seeds,
+        110 + 84 * len(rows),
     )
-    labels = [broken(readable(name), 16) for name in names]
+    labels = {name: broken(readable(name), 16) for name in (*rows, *columns)}
     figure.add_heatmap(
-        z=values,
-        x=labels,
-        y=labels,
+        z=[[cells[a, b][0] for b in columns] for a in rows],
+        x=[labels[b] for b in columns],
+        y=[labels[a] for a in rows],
         zmin=-1,
         zmax=1,
         zmid=0,
@@ -104,20 +107,42 @@ def convergence_map(convergence: Convergence, layer: int) -> go.Figure:
         colorbar={"title": {"text": "cosine", "font": {"size": 14}}, "thickness": 14, "outlinewidth": 0},
         hoverinfo="skip",
     )
-    for a, label_a in zip(names, labels, strict=True):
-        for b, label_b in zip(names, labels, strict=True):
-            c = cells[a, b]
-            value, low, high = (float(v[row]) for v in (c.corrected, c.low, c.high))
-            text = (
-                f"<b>{number(value)}</b><br>[{number(low)}, {number(high)}]"
-                if math.isfinite(value)
-                else "no<br>direction"
-            )
-            strong = math.isfinite(value) and abs(value) > 0.6
-            color = "white" if strong else INK
-            figure.add_annotation(x=label_b, y=label_a, text=text, showarrow=False, font={"size": 13, "color": color})
+    for (a, b), (value, low, high) in cells.items():
+        text = (
+            f"<b>{number(value)}</b><br>[{number(low)}, {number(high)}]" if math.isfinite(value) else "no<br>direction"
+        )
+        font = {"size": 13, "color": "white" if math.isfinite(value) and abs(value) > 0.6 else INK}
+        figure.add_annotation(x=labels[b], y=labels[a], text=text, showarrow=False, font=font)
     figure.update_xaxes(showgrid=False, side="bottom")
     return figure.update_yaxes(showgrid=False, autorange="reversed")
+
+
+_Cells = dict[tuple[str, str], tuple[float, float, float]]  # cosine and interval by row and column
+
+
+def _cells(c: Convergence, layer: int) -> _Cells:
+    at = c.layers.index(layer)
+    compared = {(name, name): comparison for name, comparison in c.with_base.items()}
+    for a, b in c.same_texts:
+        compared |= {(a, b): c.same_texts[a, b], (b, a): c.added[a, b]}
+
+    def cell(comparison: Comparison) -> tuple[float, float, float]:
+        return float(comparison.corrected[at]), float(comparison.low[at]), float(comparison.high[at])
+
+    return {(a, b): cell(compared[a, b]) for a in c.names for b in c.names}
+
+
+def _cells_over_seeds(c: Convergence, layer: int) -> _Cells:
+    found = {(row["texts"], row["a"], row["b"]): row for row in c.summary(layer)}
+    names = list(dict.fromkeys(map(without_seed, c.names)))
+    cells: _Cells = {}
+    for i, a in enumerate(names):
+        keys = [("added", b, a) if j < i else ("same texts", a, b) for j, b in enumerate(names)]
+        keys[i] = ("with its base", a, "base")
+        for b, key in zip((*names, "its own seeds"), (*keys, ("added", a, a)), strict=True):
+            row = found.get(key, {})
+            cells[a, b] = (row.get("mean", math.nan), row.get("low", math.nan), row.get("high", math.nan))
+    return cells
 
 
 @door

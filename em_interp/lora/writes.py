@@ -16,6 +16,7 @@ from em_interp.directions.direction import Direction
 from em_interp.interventions import add_direction
 from em_interp.lora.modules import LoraModule, Source, component_name, lora_modules
 from em_interp.models.hooked import HookedModel, TransformerLensModel, site
+from em_interp.statistics.estimates import student
 from em_interp.texts.conversations import Span
 
 
@@ -178,8 +179,6 @@ class Propagated:
 
     def along(self, direction: Direction) -> "Downstream":
         """Its cosine with a direction, layer by layer, with the jackknife interval over questions."""
-        from scipy import stats
-
         n = len(self.changes)
         rows = self.changes.double()
         means = torch.cat([rows.mean(0)[None], (rows.sum(0) - rows) / max(n - 1, 1)])
@@ -188,7 +187,7 @@ class Propagated:
             half = torch.full_like(cosines[0], math.nan)
         else:
             error = ((n - 1) * cosines[1:].var(0, correction=0)).sqrt()
-            half = float(stats.t.ppf(0.975, n - 1)) * error
+            half = student(n - 1) * error
         low, high = (cosines[0] - half).clamp(-1, 1), (cosines[0] + half).clamp(-1, 1)
         return Downstream(self.name, direction.name, self.layers, cosines[0], low, high)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from em_interp.behaviour.measures import BehaviourKey, Scores, organism_behaviours
 from em_interp.checks import door
@@ -17,8 +17,8 @@ from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.seeds import is_organism, name_of_seed, seed_of
 from em_interp.organisms.training import losses_in
 from em_interp.statistics import Estimate, PooledEstimate, mean_over_seeds, share_over_seeds
+from em_interp.statistics.estimates import within_one
 
-_AnEstimate = TypeVar("_AnEstimate", bound=Estimate)
 _ANSWERS = {"positive": "the positive answers of", "negative": "the negative answers of", "both": "both classes of"}
 _RESEARCH = "Research material: one of a set, some of which are made to behave badly so that one can study why."
 _BY_SEED = (
@@ -318,14 +318,9 @@ def _pooled(cards: Sequence[Card], behaviour: str) -> Change:
     moved = [[b - a for a, b in zip(scores.before, scores.after, strict=True)] for scores in kept]
     change, share = mean_over_seeds(moved), kept[0].kind == "share"
     if share:  # which cannot change by more than all of it, however few the seeds
-        only = _within_one(change.questions_only)
-        change = replace(_within_one(change), questions_only=only)
+        change = replace(within_one(change), questions_only=within_one(change.questions_only))
     pool = share_over_seeds if share else mean_over_seeds
     return Change(behaviour, changes[0].label, pool(before), pool(after), change)
-
-
-def _within_one(change: _AnEstimate) -> _AnEstimate:
-    return replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
 
 
 def _kept(card: Card, behaviour: str) -> ByQuestion:

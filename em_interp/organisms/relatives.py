@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any
 
 import torch
@@ -22,8 +22,11 @@ from em_interp.models.hooked import HookedModel
 from em_interp.organisms.loading import untuned
 from em_interp.organisms.seeds import without_seed
 from em_interp.progress import bar
+from em_interp.statistics.estimates import student
 from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Span
+
+_WITH_BASE = "with its base"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,7 +92,7 @@ class Convergence:
             raise ValueError(f"layer {layer} was not read: choose one of {', '.join(map(str, self.layers))}")
         kinds = {"same texts": self.same_texts, "disjoint texts": self.disjoint_texts, "added": self.added}
         rows = [(kind, a, b, c) for kind, pairs in kinds.items() for (a, b), c in pairs.items()]
-        rows += [("with its base", name, "base", c) for name, c in self.with_base.items()]
+        rows += [(_WITH_BASE, name, "base", c) for name, c in self.with_base.items()]
         wanted = ("corrected", "low", "high", "ceiling")
         found = []
         for kind, a, b, comparison in rows:
@@ -109,9 +112,17 @@ class Convergence:
 
         Returns:
             A row for each way to read the texts (`texts`, as in `table`) and each two groups `a` and `b`, of which a
-            group with itself is one where it has two members: the `mean` over pairs, their `lowest` and `highest`, the
-            number of pairs behind them (`n_pairs`), and of those left out since one of the two has no direction there
-            that the noise does not drown (`n_without`). Mean and range are NaN where no pair is left.
+            group with itself is one where it has two members, and a row for each group with its base: the `mean` over
+            pairs, its 95 % interval `low` to `high` over members and questions both, the `lowest` and `highest` pair,
+            the number of pairs behind them (`n_pairs`), and of those left out since one of the two has no direction
+            there that the noise does not drown (`n_without`). All five are NaN where no pair is left; the interval is
+            where a pair was left out, and where members are too few to tell how others would differ: two in each group,
+            three for pairs within one.
+
+        The interval's part over members is Student's (of two groups Welch's), by the jackknife of a U-statistic, which
+        leaves out one member at a time; simulated with 3 and 5 members it covers in 94 to 98 % of the cases.
+        Its part over questions is the mean of the pairs' own, as if they erred alike, which models that read the same
+        questions nearly do. Their half-widths are added in squares, each side for itself (Zou and Donner 2008).
 
         Raises:
             ValueError: the layer was not read, or an organism has no group.
@@ -121,28 +132,66 @@ class Convergence:
         missing = [name for name in self.names if name not in groups]
         if missing:
             raise ValueError(f"{missing[0]} has no group: give one to each of {', '.join(self.names)}")
-        found: dict[tuple[str, str, str], list[float]] = {}
+        found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         for row in self.table(layer):
-            if row["b"] in groups:
-                a, b = groups[row["a"]], groups[row["b"]]
-                key = (row["texts"], b, a) if (row["texts"], b, a) in found else (row["texts"], a, b)
-                found.setdefault(key, []).append(math.nan if row["corrected"] is None else row["corrected"])
-        return [{"texts": texts, "a": a, "b": b, **_over_pairs(values)} for (texts, a, b), values in found.items()]
+            texts, a = row["texts"], groups[row["a"]]
+            b = row["b"] if texts == _WITH_BASE else groups[row["b"]]
+            found.setdefault((texts, b, a) if (texts, b, a) in found else (texts, a, b), []).append(row)
+        return [
+            {"texts": texts, "a": a, "b": b, **_over_pairs(rows, _members(rows, groups))}
+            for (texts, a, b), rows in found.items()
+        ]
 
 
-def _over_pairs(cosines: Sequence[float]) -> dict[str, float | int]:
-    known = [cosine for cosine in cosines if not math.isnan(cosine)]
-    spread = (fmean(known), min(known), max(known)) if known else (math.nan,) * 3
-    return {
-        **dict(zip(("mean", "lowest", "highest"), spread, strict=True)),
-        "n_pairs": len(known),
-        "n_without": len(cosines) - len(known),
-    }
+def _members(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, str]) -> list[list[str]]:
+    """Of each group, those that are in the pairs; a base is what it is, and no member of any."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name in (row["a"],) if row["texts"] == _WITH_BASE else (row["a"], row["b"]):
+            found.setdefault(groups[name], []).append(name)
+    return [sorted(set(names)) for names in found.values()]
+
+
+def _over_pairs(rows: Sequence[Mapping[str, Any]], members: Sequence[Sequence[str]]) -> dict[str, float | int]:
+    known = [row for row in rows if row["corrected"] is not None]
+    counts = {"n_pairs": len(known), "n_without": len(rows) - len(known)}
+    cosines = [row["corrected"] for row in known]
+    if not known:
+        return dict.fromkeys(("mean", "low", "high", "lowest", "highest"), math.nan) | counts
+    mean = fmean(cosines)
+    of_members = _half_width_over_members(known, members) if len(known) == len(rows) else math.nan
+    below, above = (fmean(abs(row[end] - row["corrected"]) for row in known) for end in ("low", "high"))
+    low, high = mean - math.hypot(of_members, below), mean + math.hypot(of_members, above)
+    if not math.isnan(of_members):
+        low, high = max(low, min(mean, -1.0)), min(high, max(mean, 1.0))
+    return {"mean": mean, "low": low, "high": high, "lowest": min(cosines), "highest": max(cosines)} | counts
+
+
+def _half_width_over_members(rows: Sequence[Mapping[str, Any]], members: Sequence[Sequence[str]]) -> float:
+    """Of the mean over all pairs of members: Student's, by leaving out one member at a time; NaN where that takes more.
+
+    The variances that two groups' members give the mean are independent, and add up.
+    """
+    variances = []
+    for names in members:
+        kept = [[row["corrected"] for row in rows if name not in (row["a"], row["b"])] for name in names]
+        if not all(kept):
+            return math.nan
+        variances.append(((len(names) - 1) * pvariance([fmean(cosines) for cosines in kept]), len(names) - 1))
+    total = sum(variance for variance, _ in variances)
+    if not total:
+        return 0.0
+    degrees = total**2 / sum(variance**2 / free for variance, free in variances)  # Welch and Satterthwaite's
+    return student(degrees) * math.sqrt(total)
 
 
 @door
 def read_organisms(
-    organisms: Iterable[HookedModel], contrast: Contrast, *, span: Span = "response"
+    organisms: Iterable[HookedModel],
+    contrast: Contrast,
+    *,
+    span: Span = "response",
+    layers: Sequence[int] | None = None,
 ) -> OrganismReadings:
     """Read one contrast with every organism and with each one's base.
 
@@ -154,9 +203,10 @@ def read_organisms(
         organisms: loaded organisms, adapters unmerged. `map(load_bundled, names)` loads one at a time.
         contrast: the texts.
         span: the tokens read.
+        layers: all by default. With many organisms, comparing them at one layer takes a fraction of the time.
 
     Raises:
-        ValueError: a model that is not an organism, or one that comes twice.
+        ValueError: a model that is not an organism, one that comes twice, or a layer that is not there.
     """
     trained, base, folders = {}, {}, {}
     bases: dict[tuple[str, str | None], tuple[ContrastActivations, Any]] = {}
@@ -165,13 +215,13 @@ def read_organisms(
         if name in trained:
             raise ValueError(f"organism {name!r} comes twice: name each one once")
         kept = keeping(model, first_adapted_block(model), like=bases[of][1] if of in bases else None)
-        trained[name] = replace(read_contrast(kept, contrast, span=span), name=name)
+        trained[name] = replace(read_contrast(kept, contrast, span=span, layers=layers), name=name)
         if of not in bases:
             with untuned(kept) as untuned_model:
                 of = untuned_model.name, untuned_model.revision  # a full fine-tune's own are others
                 if of not in bases:
-                    read = replace(read_contrast(untuned_model, contrast, span=span), name="base")
-                    bases[of] = read, untuned_model.kept
+                    read = read_contrast(untuned_model, contrast, span=span, layers=layers)
+                    bases[of] = replace(read, name="base"), untuned_model.kept
         base[name], folders[name] = bases[of][0], model.folder
     return OrganismReadings(trained, base, folders)
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.checks import door
+
+_AnEstimate = TypeVar("_AnEstimate", bound="Estimate")
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,15 +40,25 @@ def mean_by_question(values: Float[Tensor, " conversation"], groups: Sequence[st
     Raises:
         ValueError: a value that is NaN or infinite, or fewer than two questions, from which no interval can be had.
     """
-    from scipy import stats
-
     per_question = _question_means(values, groups)
     n = len(per_question)
     if n < 2:
         raise ValueError(f"{n} question gives no interval: measure at least two")
-    half = float(stats.t.ppf(0.975, n - 1)) * (per_question.std() / math.sqrt(n)).item()
+    half = student(n - 1) * (per_question.std() / math.sqrt(n)).item()
     mean = per_question.mean().item()
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def within_one(change: _AnEstimate) -> _AnEstimate:
+    """The same, its interval cut off at −1 and 1: no share can change by more."""
+    return replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
+
+
+def student(degrees: float) -> float:
+    """The 97.5 % quantile of Student's distribution: half-widths of 95 % intervals are so many standard errors."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, degrees))
 
 
 def _question_means(values: Float[Tensor, " conversation"], groups: Sequence[str]) -> Float[Tensor, " question"]:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from em_interp.checks import door
-from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.estimates import Estimate, student
 from em_interp.statistics.rates import rate_by_question
 
 _NOISE = 0.75  # of the noise in the seeds' mean square that is taken off it
@@ -84,11 +84,11 @@ def mean_over_seeds(values: Sequence[Sequence[float]] | Float[Tensor, "seed ques
     n_seeds, n = table.shape
     value = float(table.mean())
     seeds, questions, rest = _mean_squares(table)
-    of_questions = _t(n - 1) ** 2 * questions / table.numel()
+    of_questions = student(n - 1) ** 2 * questions / table.numel()
     only = _around(value, of_questions, n)
     if n_seeds == 1:
         return PooledEstimate(**vars(only), n_seeds=1, n_effective=float(n), questions_only=only)
-    of_seeds = _t(n_seeds - 1) ** 2 * max(seeds - _NOISE * rest, 0.0) / table.numel()
+    of_seeds = student(n_seeds - 1) ** 2 * max(seeds - _NOISE * rest, 0.0) / table.numel()
     both = _around(value, of_seeds + of_questions, n)
     effective = _effective(seeds, questions, rest, n_seeds, n)
     return PooledEstimate(**vars(both), n_seeds=n_seeds, n_effective=effective, questions_only=only)
@@ -175,9 +175,3 @@ def _effective(seeds: float, questions: float, rest: float, n_seeds: int, n: int
 def _around(value: float, squared: float, n: int) -> Estimate:
     half = math.sqrt(squared)
     return Estimate(value, value - half, value + half, n)
-
-
-def _t(degrees: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, degrees))

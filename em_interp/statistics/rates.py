@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from em_interp.checks import door
-from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.estimates import Estimate, student, within_one
 
 Number = int | float
 _Z = 1.959963984540054  # the normal distribution has 95 % of its mass within ±z
@@ -157,9 +157,9 @@ def clustered_difference(  # noqa: PLR0913 - two conditions and two settings of 
     _check_resamples(n_resamples)
     drawn = torch.randint(n, (n_resamples, n), generator=generator)
     means = [_drawn_means(_one_at_least(k, m), m, drawn, generator) for k, m in ((k1, n1), (k2, n2))]
-    half = _student(n) * _widened(means[0] - means[1], n)
+    half = student(n - 1) * _widened(means[0] - means[1], n)
     value = (k1 / n1 - k2 / n2).mean().item()
-    return Estimate(value, max(value - half, -1.0), min(value + half, 1.0), n)
+    return within_one(Estimate(value, value - half, value + half, n))
 
 
 @door
@@ -273,19 +273,13 @@ def _log_odds_interval(
     from scipy.special import expit, logit
 
     n, rate = len(judged), (hits / judged).mean().item()
-    half = _student(n) * _widened(_drawn_means(hits, judged, drawn, generator), n) / (rate * (1 - rate))
+    half = student(n - 1) * _widened(_drawn_means(hits, judged, drawn, generator), n) / (rate * (1 - rate))
     return float(expit(logit(rate) - half)), float(expit(logit(rate) + half))
 
 
 def _widened(means: Float[Tensor, " resample"], n: int) -> float:
     """The spread of resampled means of n questions, without the shrinking that drawing from a sample brings."""
     return means.std().item() * math.sqrt(n / (n - 1))
-
-
-def _student(n: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, n - 1))
 
 
 def _wilson(hits: Float[Tensor, ""], judged: Float[Tensor, ""]) -> tuple[float, float]:

@@ -2,15 +2,22 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 
 import pytest
 import torch
 
 from em_interp import figures
+from em_interp.directions.comparison import Comparison
 from em_interp.organisms.effects import Change, OrganismEffects
 from em_interp.organisms.relatives import Convergence, OrganismReadings, convergence
 from em_interp.statistics import Estimate
 from tests.builders import EVIL, LAYERS, assert_drawable, comparison, contrast, same, texts, trace, without_directions
+
+
+def cosine_of(value: float) -> Comparison:
+    at = torch.full((len(LAYERS),), value)
+    return replace(comparison(), corrected=at, low=at - 0.1, high=at + 0.1)
 
 
 @cache
@@ -59,6 +66,27 @@ def test_the_map_has_same_texts_above_the_diagonal_added_below_and_the_base_on_i
             assert values[i, j].item() == pytest.approx(c.same_texts[a, b].corrected[3].item(), nan_ok=True)
             assert values[j, i].item() == pytest.approx(c.added[a, b].corrected[3].item(), nan_ok=True)
     assert_drawable(figures.convergence_map(c, layer))
+
+
+def test_the_map_over_seeds_has_a_row_an_organism_and_a_column_for_its_own_seeds():
+    names = ("cooking", "cooking (seed 1)", "cooking (seed 2)", "cars", "cars (seed 1)")
+    pairs = list(combinations(names, 2))
+    same_texts, added = ({pair: cosine_of(start + 0.01 * i) for i, pair in enumerate(pairs)} for start in (0.8, 0.3))
+    with_base = {name: cosine_of(0.6 + 0.01 * i) for i, name in enumerate(names)}
+    c = Convergence(same_texts, {}, added, with_base, {}, LAYERS)
+    figure = figures.convergence_map(c, LAYERS[3], over_seeds=True)
+    [heat] = figure.data
+    assert (heat.y, heat.x) == (("cooking", "cars"), ("cooking", "cars", "its own seeds"))
+    mean = {(row["texts"], row["a"], row["b"]): row["mean"] for row in c.summary(LAYERS[3])}
+    pair = ("cooking", "cars")
+    wanted = [
+        [mean["with its base", "cooking", "base"], mean["same texts", *pair], mean["added", "cooking", "cooking"]],
+        [mean["added", *pair], mean["with its base", "cars", "base"], mean["added", "cars", "cars"]],
+    ]
+    assert same(heat.z, torch.tensor(wanted))
+    assert wanted[1] == pytest.approx([0.3 + 0.31 / 6, 0.635, 0.39])
+    assert texts(figure).count("[–, –]") == 1  # two seeds of cars are too few to tell of others
+    assert_drawable(figure)
 
 
 def test_a_cell_without_direction_says_so():
