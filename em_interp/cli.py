@@ -195,6 +195,8 @@ def sweep(
 ) -> None:
     """Train many recipes from several seeds each, measure them on validation questions, and say what follows.
 
+    The same command in several processes, on one GPU or core each, shares the work.
+
     Examples:  em-interp sweep narrow --out narrow.jsonl
                em-interp sweep my-search.toml --out rows.jsonl
     """

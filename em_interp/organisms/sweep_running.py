@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from em_interp.behaviour.measures import Behaviour, Scores, measured
 from em_interp.checks import door, path_of
@@ -44,6 +45,9 @@ def run_sweep(
     More points and seeds may be added to it. A training that diverges, or whose organism cannot be measured, is a run
     that says so.
 
+    Several processes, started alike, share the work: each takes a run that no other has begun, and all write to the one
+    file. What comes back is what was finished then; a process that finds no run left does not wait for the others.
+
     Args:
         sweep: the search, its TOML file, or a shipped one by its name.
         out: JSONL, one run a line.
@@ -59,23 +63,59 @@ def run_sweep(
     if out.is_dir():
         raise ValueError(f"{out.name} is a folder: name the file in it that the runs shall be written to")
     asked = Asked.of(sweep)
-    finished = load_runs(out) if out.is_file() else ()
+    finished = _finished(out)
     base = _Base.of(sweep, asked, device)
     _check_same(sweep, asked, base, finished, out)
-    done = [(run.recipe, run.seed) for run in finished]
     runs = [(point, seed) for point in sweep.points for seed in sweep.seeds]
-    pending = [(point, seed) for point, seed in runs if (_settings(sweep.at(point, seed)), seed) not in done]
+    pending = [(point, seed) for point, seed in runs if not _is_among(finished, sweep.at(point, seed))]
     work = path_of(keep, "organisms") if keep is not None else out.with_name(f"{out.name}.unfinished")
     with job(_parts(sweep, pending)) if pending else nullcontext():
         for point, seed in pending:
             folder = work / _folder_name(sweep.at(point, seed))
-            run = _run(sweep, point, seed, asked, base, folder, device)
-            _append(out, run)
-            if keep is None or run.failed:
-                shutil.rmtree(folder)
+            with _claimed(folder.name, out) as ours:
+                if not ours or _is_among(_finished(out), sweep.at(point, seed)):
+                    continue
+                run = _run(sweep, point, seed, asked, base, folder, device)
+                _append(out, run)
+                if keep is None or run.failed:
+                    shutil.rmtree(folder)
     if keep is None and work.is_dir() and not any(work.iterdir()):
         work.rmdir()
+    found = _finished(out)
+    if all(_is_among(found, sweep.at(point, seed)) for point, seed in runs):
+        shutil.rmtree(_claims(out), ignore_errors=True)
+    if not found:
+        raise ValueError(f"no run is finished yet, and other processes are at all of them: {out.name} will hold them")
     return SweepResult.load(out)
+
+
+def _finished(out: Path) -> tuple[SweepRun, ...]:
+    return load_runs(out) if out.is_file() else ()
+
+
+def _is_among(finished: Sequence[SweepRun], recipe: Recipe) -> bool:
+    settings = _settings(recipe)
+    return any(run.seed == recipe.seed and run.recipe == settings for run in finished)
+
+
+def _claims(out: Path) -> Path:
+    """Where processes tell each other which runs they have begun."""
+    return out.with_name(f"{out.name}.claims")
+
+
+@contextmanager
+def _claimed(name: str, out: Path) -> Iterator[bool]:
+    """Whether a run is ours while we are inside: no other process has it. A process that dies loses what it claimed."""
+    claim = FileLock(_claims(out) / name)
+    try:
+        claim.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        claim.release()
 
 
 def _run(  # noqa: PLR0913 - all that one run is made of
@@ -238,9 +278,10 @@ def _check_same(sweep: Sweep, asked: Asked, base: _Base, finished: Sequence[Swee
 
 
 def _append(out: Path, run: SweepRun) -> None:
-    """The file with one line more; a reader never meets half a line."""
-    before = read_text(out) if out.is_file() else ""
-    write_atomically(out, before + json_line(_plain(run.as_dict())))
+    """The file with one line more; a reader never meets half a line, and no process the other's without its own."""
+    with FileLock(_claims(out) / "file"):
+        before = read_text(out) if out.is_file() else ""
+        write_atomically(out, before + json_line(_plain(run.as_dict())))
 
 
 def _folder_name(recipe: Recipe) -> str:

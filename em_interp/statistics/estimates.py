@@ -54,7 +54,7 @@ def within_one(change: _AnEstimate) -> _AnEstimate:
     return replace(change, low=max(change.low, -1.0), high=min(change.high, 1.0))
 
 
-def student(degrees: float) -> float:
+def student(degrees: int | float) -> float:
     """The 97.5 % quantile of Student's distribution: half-widths of 95 % intervals are so many standard errors."""
     from scipy import stats
 

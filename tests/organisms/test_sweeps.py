@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from filelock import FileLock
 
 import em_interp as em
 from em_interp.organisms import (
@@ -63,6 +64,11 @@ def written(folder, text="", *, measure='["behaviour"]', vary="learning_rate = [
         + (f"[vary]\n{vary}\n" if vary else "")
     )
     return folder / "search.toml"
+
+
+def claim_of(search, point, out):
+    """The file that a process locks which is at the first seed's run of this point."""
+    return out.with_name("out.jsonl.claims") / sweep_running._folder_name(search.at(point, search.seeds[0]))
 
 
 @pytest.fixture
@@ -266,6 +272,34 @@ class TestRuns:
         ):
             with pytest.raises(ValueError, match=f"out.jsonl holds runs of another search, such as .*{says}"):
                 run_sweep(wrong, out)
+
+    def test_processes_share_the_work(self, search, tmp_path):
+        """What another one has begun is left to it, until it dies; what it finished meanwhile is not done again."""
+        out, points = tmp_path / "out.jsonl", search.points
+        search = replace(search, seeds=(0,))
+        others = [FileLock(claim_of(search, point, out)) for point in points]
+        for other in others:
+            other.acquire(timeout=0)
+        with pytest.raises(ValueError, match="no run is finished yet, and other processes are at all of them"):
+            run_sweep(search, out)
+        others[1].release()
+        assert repr(run_sweep(search, out)) == "SweepResult('search', 1 of 2 runs finished)"
+        others[0].release()
+        assert [run.point for run in run_sweep(search, out).runs] == [points[1], points[0]]
+        assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+    def test_what_another_process_finished_meanwhile_is_not_done_again(self, search, tmp_path, monkeypatch):
+        search, out = replace(search, seeds=(0,)), tmp_path / "out.jsonl"
+        run_sweep(search, out)
+        whole, n_read = sweep_running.load_runs(out), []
+
+        def late(path):
+            n_read.append(path)
+            return whole[:1] if len(n_read) == 1 else whole
+
+        monkeypatch.setattr(sweep_running, "load_runs", late)
+        monkeypatch.setattr(sweep_running, "train_organism", lambda *_, **__: pytest.fail("it was trained again"))
+        assert run_sweep(search, out).runs == whole
 
     def test_a_training_that_diverges_is_a_line_that_says_so(self, folder, tmp_path):
         sweep = Sweep.load(written(folder, vary="learning_rate = [1e38, 0.01]", seeds="[0]"))
