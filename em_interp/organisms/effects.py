@@ -171,6 +171,9 @@ def effects_beside(
     """What `organism_effects` measures. The scores of its base come from `bases` by identity, and else are put there.
 
     So the base of several organisms is measured once, where all are asked the same.
+
+    Raises:
+        ValueError: the scores that came are of other questions.
     """
     kept = keeping(hooked, first_adapted_block(hooked))
     with untuned(kept) as base:
@@ -180,6 +183,11 @@ def effects_beside(
     before, after = bases[identity], measured(behaviours, kept)
     changes = []
     for b in behaviours:
+        if b.key not in before or list(before[b.key][1]) != list(after[b.key][1]):
+            raise ValueError(
+                f"{identity} was asked other questions than {hooked.identity} for {b.label}: measure a base anew where "
+                f"behaviours change"
+            )
         (old, groups), (new, _) = before[b.key], after[b.key]
         estimates = b.estimate(old, groups), b.estimate(new, groups), b.change(old, new, groups)
         changes.append(Change(b.key, b.title, *estimates, by_question=ByQuestion.of(b.kind, old, new, groups)))

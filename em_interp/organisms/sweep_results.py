@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from em_interp.behaviour.measures import BehaviourKey
-from em_interp.checks import path_of, shown
+from em_interp.checks import shown
+from em_interp.files import find_file
 from em_interp.organisms.sweep_rows import TIMES, SweepRun, differs, in_words, load_runs
+from em_interp.organisms.sweeps import SHIPPED_IN
 from em_interp.statistics.combined import holm_p, majority_p
 from em_interp.statistics.estimates import Estimate
 from em_interp.statistics.pigeonhole import mean_over_seeds
@@ -115,13 +117,13 @@ class SweepResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "SweepResult":
-        """Read the runs that `run_sweep` wrote.
+        """Read the runs that `run_sweep` wrote, or those of a shipped search that ship with it, by its name.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a line that is not a run, runs of different searches, one run twice, or none.
+            ValueError: no such file or search (those with results are listed), a line that is not a run, runs of
+                different searches, one run twice, or none.
         """
-        path = path_of(path, "search")
+        path = find_file(path, "search's results", sorted(file.stem for file in SHIPPED_IN.glob("*.jsonl")), SHIPPED_IN)
         runs = load_runs(path)
         try:
             return cls(runs)

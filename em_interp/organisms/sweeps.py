@@ -17,7 +17,7 @@ MEASURES = ("phases", "behaviour", "refusal")
 VALIDATION = "validation"
 _FEWEST_CHECKPOINTS = 12  # of which `phases` can tell whether a path turns
 _FIXED = ("name", "seed", "base", "onto", "data", "template_args")  # a search is of one model and one set of data
-_SHIPPED = Path(str(files("em_interp") / "data" / "sweeps"))
+SHIPPED_IN = Path(str(files("em_interp") / "data" / "sweeps"))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Sweep:
             ValueError: no such search (those that ship are listed), a file that is not TOML, a key that does not exist
                 (the nearest one is named), or a value that cannot be.
         """
-        path = find_file(source, "search", shipped_sweeps(), _SHIPPED, ".toml")
+        path = find_file(source, "search", shipped_sweeps(), SHIPPED_IN, ".toml")
         known = [f.name for f in fields(cls) if f.name != "points"]
         values = read_toml(path, [*known, "settings", "vary", "point"])
         try:
@@ -148,7 +148,7 @@ class Sweep:
 
 def shipped_sweeps() -> list[str]:
     """The names of the searches that ship with the library."""
-    return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
+    return sorted(path.stem for path in SHIPPED_IN.glob("*.toml"))
 
 
 def _parsed(values: dict[str, Any]) -> dict[str, Any]:

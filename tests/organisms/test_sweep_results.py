@@ -221,7 +221,7 @@ class TestFiles:
             SweepResult.load(tmp_path / "rows.jsonl")
 
     def test_files_that_are_not_there_or_empty(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no file"):
+        with pytest.raises(ValueError, match="it is neither a file nor one of narrow"):
             SweepResult.load(tmp_path / "rows.jsonl")
         (tmp_path / "rows.jsonl").write_text("")
         with pytest.raises(ValueError, match=r"rows\.jsonl: the search has no finished runs"):
