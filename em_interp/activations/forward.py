@@ -157,17 +157,21 @@ def through_blocks(  # noqa: PLR0913 - what is run, under what, who reads
 ) -> Iterator[Batch]:
     """Batch by batch, run the blocks without the unembedding; `readers` see the stream as `hooks` leave it.
 
-    `start` hears of each batch before it is run.
+    Blocks above the last one that is read or acted on are not run. `start` hears of each batch before it is.
     """
     hooked = HookedModel.of(model)
     prefix, encoded = share_prefix(hooked, encoded, hooks)
     passes = _Passes.of(hooked, prefix, hooks, readers)
+    beyond = _above(hooked, [*hooks, *readers])
     once = nullcontext() if hooks else attached(hooked, readers)  # attaching costs what a thin model's pass costs
     with once as ready:
         for batch in batches(encoded, batch_tokens or default_batch_tokens(hooked)):
             start(batch)
             bound = at_prompt_length(list(hooks), batch.prompt_length)
-            with nullcontext(ready) if ready is not None else attached(hooked, [*bound, *readers]) as hf_model:
+            with (
+                nullcontext(ready) if ready is not None else attached(hooked, [*bound, *readers]) as hf_model,
+                _ending_at(_blocks(hooked)[beyond:] if hf_model is hooked.plain else ()),
+            ):
                 passes.run(hf_model, batch, body=True)
             yield batch
 
@@ -187,6 +191,33 @@ def free_below(hooked: HookedModel, hooks: Iterable[tuple[str, Any]]) -> int:
         block, place = _place(name)
         entered = min(entered, block + (place == "hook_resid_post"))
     return entered
+
+
+def _above(hooked: HookedModel, hooks: Iterable[tuple[str, Any]]) -> int:
+    """The first block of those above all of these hooks; as many as there are where one lies outside of the blocks."""
+    places = [_place(name) for name, _ in hooks]
+    return max(block + 1 if place else hooked.n_layers for block, place in places)
+
+
+class _Ended(Exception):
+    """A pass has come as far as it was wanted."""
+
+
+@contextmanager
+def _ending_at(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, a pass ends where the first of these blocks begins; with none it is a whole one."""
+
+    def end(*_: Any) -> None:
+        raise _Ended
+
+    handles = [block.register_forward_pre_hook(end) for block in blocks[:1]]
+    try:
+        yield
+    except _Ended:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def texts_key(hooked: HookedModel, encoded: Sequence[Encoded], block: int) -> tuple[Any, ...]:

@@ -60,6 +60,48 @@ def test_nothing_read_is_shared(tiny_llama):
     assert rest[0].spans[0][0] == 0
 
 
+# ---------------------------------------------------------------- ending a pass where nobody reads any more
+
+
+def blocks_run(model, conversations, hooks=(), **how):
+    """Of each block, whether it ran in every batch; what all texts begin with goes through all blocks, once."""
+    with Counted(model) as ran:
+        em.residual_stream(model, conversations, hooks, batch_tokens=20, **how)
+    assert ran.runs[0] > 2
+    return [n == ran.runs[0] for n in ran.runs]
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "mlp_out"])
+def test_blocks_above_what_is_read_are_not_run(tiny, conversations, site):
+    few = em.residual_stream(tiny, conversations, site=site, layers=[1])
+    every = em.residual_stream(tiny, conversations, site=site)
+    assert torch.equal(few.values[:, 0], every.values[:, 1])
+    assert blocks_run(tiny, conversations, site=site, layers=[1]) == [True, True, False]
+    assert blocks_run(tiny, conversations, site=site) == [True, True, True]
+
+
+def test_a_hook_above_is_called_all_the_same(tiny, conversations):
+    seen = []
+    hooks = [("blocks.2.hook_resid_post", lambda stream, hook: seen.append(stream))]
+    assert blocks_run(tiny, conversations, hooks, layers=[0]) == [True, True, True]
+    assert seen
+    assert blocks_run(tiny, conversations, [(em.site(tiny, 1), lambda stream, hook: None)], layers=[0]) == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_pass_that_ended_leaves_nothing_behind(tiny_llama, conversations):
+    before = em.residual_stream(tiny_llama, conversations).values
+    kept = keeping(tiny_llama, 2)
+    n_kept = len(kept.kept.streams)
+    em.residual_stream(kept, conversations, layers=[0])
+    assert len(kept.kept.streams) == n_kept + 1  # of the prefix; no batch has entered block 2
+    assert not any(module._forward_pre_hooks for module in tiny_llama.plain.modules())
+    assert torch.equal(em.residual_stream(kept, conversations).values, before)
+
+
 # ---------------------------------------------------------------- keeping the stream that enters a block
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(3))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -141,9 +142,11 @@ class TestEffects:
     def test_seeds_agree_on_misalignment_and_not_on_greedy_refusals(self):
         """So that a share of refusals of one seed says little about the next one."""
         for name in BAD:
-            preference, refused = (load_card(name).effects[key].change for key in (HELD_OUT, HARMFUL))
-            assert preference.n_effective > 0.9 * preference.n
-            assert refused.n_effective < 0.6 * refused.n
+            preference, refused = (
+                [c.effects[key].change.value for c in load_card(name).cards] for key in (HELD_OUT, HARMFUL)
+            )
+            assert max(preference) - min(preference) < 0.1 * min(preference)
+            assert max(refused) - min(refused) > 0.5 * -fmean(refused)
 
 
 def test_cards_are_what_one_measures():
