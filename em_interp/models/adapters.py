@@ -191,8 +191,8 @@ def merge_adapter(peft_model: Any) -> Any:
     apart = any(side is not _inner(side) for side in _embeddings(base))
     if apart:
         untie(base)
-    for path in _tuned_modules(base):
-        _unshare(base, [f"{path}.{name}" for name, _ in base.get_submodule(path).named_parameters(recurse=False)])
+    tuned = {path: base.get_submodule(path).named_parameters(recurse=False) for path in _tuned_modules(base)}
+    _unshare(base, [f"{path}.{name}" for path, parameters in tuned.items() for name, _ in parameters])
     try:
         merged = peft_model.merge_and_unload()
     except (MemoryError, torch.OutOfMemoryError):
