@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ import em_interp as em
 from em_interp.behaviour import Behaviour, BehaviourKey
 from em_interp.behaviour.measures import organism_behaviours, prefers
 from em_interp.behaviour.refusal import is_refusal
-from em_interp.organisms.effects import ByQuestion, OrganismEffects, adapter_at, effect_by_step, organism_effects
+from em_interp.organisms.effects import (
+    ByQuestion,
+    OrganismEffects,
+    adapter_at,
+    effect_by_step,
+    effects_beside,
+    organism_effects,
+)
 from em_interp.organisms.trajectories import Trajectory
 from em_interp.texts.training_sets import load_training_set
 from tests.builders import letters
@@ -70,6 +78,16 @@ class TestOrganismEffects:
         assert found.model.startswith("tiny-llama+one#")
         back = OrganismEffects.of_table(found.model, found.table(), found.base, json_of(found.by_question()))
         assert back == found
+
+    def test_a_bases_scores_of_other_questions_are_refused(self, organism, contrast, prefers_keeper):
+        """A base that was measured for one organism serves another one only where both are asked the same."""
+        bases = {}
+        effects_beside(organism, [prefers_keeper], bases)
+        fewer = replace(prefers_keeper, measure=prefers(contrast.take(4)))
+        says = "tiny-llama was asked other questions than .*one#.* for preference for the keeper: measure a base anew"
+        for other in (fewer, replace(prefers_keeper, key="other")):
+            with pytest.raises(ValueError, match=says):
+                effects_beside(organism, [other], bases)
 
     def test_a_question_without_a_score_is_left_out_of_what_is_kept(self):
         before, after = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([2.0, 4.0, math.nan, 1 / 3])
