@@ -209,7 +209,9 @@ class SweepResult:
         """What follows from the runs, in sentences: of phases by the rule of `turns`, of behaviour from `frontier`."""
         said = [self._turned()] if "phases" in self.runs[0].measure else []
         if "behaviour" in self.runs[0].measure and self._is_curve():
-            said.append(self.frontier().conclusion())
+            n_points, n_seeds = self.searched
+            unfinished = f" ({len(self.runs)} of {n_points * n_seeds} runs are finished.)"
+            said.append(self.frontier().conclusion() + unfinished * (len(self.runs) < n_points * n_seeds))
         return " ".join(said) or f"{self!r}: table() has the numbers."
 
     def _is_curve(self) -> bool:

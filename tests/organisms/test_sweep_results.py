@@ -10,7 +10,9 @@ import torch
 
 from em_interp.behaviour import BehaviourKey
 from em_interp.files import write_jsonl
-from em_interp.organisms import SweepResult, SweepRun, change_point
+from em_interp.models.adapters import adapter_digest
+from em_interp.organisms import Sweep, SweepResult, SweepRun, change_point
+from em_interp.organisms.loading import organism_folder
 from em_interp.statistics import mean_over_seeds
 from tests.builders import generator, path, sweep_run, sweep_runs
 
@@ -136,6 +138,8 @@ class TestFrontier:
 
     def test_the_sentence_names_where_the_effect_is_inside_only(self):
         said = SweepResult(sweep_runs()).conclusion()
+        assert "finished" not in said
+        assert SweepResult(sweep_runs()[:-1]).conclusion().endswith(" (8 of 9 runs are finished.)")
         assert said.startswith(
             "Of the values 0, 1, 10 of kl_weight these keep an effect inside the domain while the one"
         )
@@ -229,6 +233,17 @@ class TestFiles:
         (tmp_path / "rows.jsonl").write_text("[1]\n")
         with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: not a run of a search \(it has no sweep\)"):
             SweepResult.load(tmp_path / "rows.jsonl")
+
+    def test_what_was_found_by_a_shipped_search_ships_with_it(self):
+        """As far as it is finished: every run on the base that ships, and judged on what the search names."""
+        found, search = SweepResult.load("narrow"), Sweep.load("narrow")
+        assert found.searched == (len(search.points), len(search.seeds))
+        assert found.settings == ("kl_weight",)
+        recipes = [json.loads(json.dumps(search.at(point, 0).as_dict())) for point in search.points]
+        for run in found.runs:
+            assert run.seed in search.seeds
+            assert run.recipe | {"seed": 0} in recipes
+            assert run.base.endswith(f"+aligned@{adapter_digest(organism_folder('aligned'))}")
 
     def test_runs_survive_writing_and_reading(self, tmp_path):
         result = SweepResult(sweep_runs())
