@@ -10,7 +10,7 @@ from torch import Tensor
 
 from em_interp.behaviour.judged import Scores, misaligned_verdicts
 from em_interp.checks import door
-from em_interp.statistics.estimates import Estimate
+from em_interp.statistics.estimates import Estimate, student
 from em_interp.statistics.rates import Number, Rate, clustered_rate
 
 BINS = 10
@@ -124,7 +124,7 @@ def _estimate(
         return Estimate(math.nan, math.nan, math.nan, n)
     rows = max(1, _ANSWERS_AT_ONCE // len(index))
     resampled = torch.cat([statistic(some[:, index]) for some in times.split(rows)])
-    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)))
+    tail = float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * student(n - 1)))
     low, high = (resampled.nanquantile(q).item() for q in (tail, 1 - tail))
     return Estimate(value, low, high, n)
 

@@ -86,7 +86,7 @@ def run_sweep(
         shutil.rmtree(_claims(out), ignore_errors=True)
     if not found:
         raise ValueError(f"no run is finished yet, and other processes are at all of them: {out.name} will hold them")
-    return SweepResult.load(out)
+    return SweepResult(found)
 
 
 def _finished(out: Path) -> tuple[SweepRun, ...]:

@@ -235,7 +235,7 @@ class TestFiles:
             SweepResult.load(tmp_path / "rows.jsonl")
 
     def test_what_was_found_by_a_shipped_search_ships_with_it(self):
-        """As far as it is finished: every run on the base that ships, and judged on what the search names."""
+        """As far as it is finished: every run is one of the search, on the base that ships."""
         found, search = SweepResult.load("narrow"), Sweep.load("narrow")
         assert found.searched == (len(search.points), len(search.seeds))
         assert found.settings == ("kl_weight",)
