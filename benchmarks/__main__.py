@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 import em_interp as em
-from benchmarks import answers, baselines, organisms
+from benchmarks import answers, baselines, elasticity, organisms
 from benchmarks.coverage import coverage
 from benchmarks.memory import peak_mib
 from benchmarks.prompts import prompts
@@ -167,6 +167,8 @@ def costs(rounds: int) -> None:
             print(table_of(model, rounds), flush=True)
         print(resuming(rounds), flush=True)
         print(thin(rounds), comparing(), rates(), memory(), sep="\n", flush=True)
+        print(elasticity.compressing(model, rounds), elasticity.coding(model, rounds), sep="\n", flush=True)
+        print(elasticity.memory(), flush=True)
         print(organisms.training(rounds), flush=True)
         print(organisms.scalars(rounds), flush=True)
         print(organisms.following(), flush=True)

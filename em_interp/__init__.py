@@ -6,8 +6,8 @@
     em.compare(harm, refuse)
 
 Here is what a first session types; `__init__.pyi` lists it. The rest is one dot away, in `em.models`, `em.texts`,
-`em.activations`, `em.directions`, `em.behaviour`, `em.lora`, `em.circuits`, `em.organisms`, `em.statistics`,
-`em.figures`, `em.report` and `em.evals`. Each name is loaded when it is first asked for.
+`em.activations`, `em.directions`, `em.behaviour`, `em.lora`, `em.circuits`, `em.organisms`, `em.elasticity`,
+`em.statistics`, `em.figures`, `em.report` and `em.evals`. Each name is loaded when it is first asked for.
 """
 
 import lazy_loader

@@ -146,6 +146,40 @@ def logits_at_spans(
         yield batch, logits.split([len(span) for [span] in batch.spans])
 
 
+def log_probs_at_spans(
+    model: TransformerLensModel,
+    encoded: Sequence[Encoded],
+    hooks: HookPairs = (),
+    *,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[Batch, Sequence[Float[Tensor, " token"]]]]:
+    """Batch by batch, the longest first: of each row the log-probability (nats) of each token of its span.
+
+    Logits exist for a few hundred tokens at a time, however many a batch has.
+
+    Args:
+        model: a `HookedModel` or a bridge.
+        encoded: what is scored; a span has no token at the very beginning, which is predicted from nothing.
+        hooks: interventions, or any hook functions.
+        batch_tokens: tokens at a time; by default as many as the device likes.
+    """
+    hooked = HookedModel.of(model)
+    before = [Encoded(e.ids, e.prompt_length, (tuple(i - 1 for i in e.spans[0]),)) for e in encoded]
+    prefix, before = share_prefix(hooked, before, hooks)
+    passes = _Passes.of(hooked, prefix, hooks)
+    for batch in batches(before, batch_tokens or default_batch_tokens(hooked)):
+        places = [(row, token) for row, [span] in enumerate(batch.spans) for token in span]
+        rows, tokens = ([place[i] for place in places] for i in (0, 1))
+        said = batch.ids[rows, [token + 1 for token in tokens]].to(hooked.device)
+        with attached(hooked, at_prompt_length(list(hooks), batch.prompt_length)) as hf_model:
+            parts = passes.logits_in_parts(hf_model, batch, rows, tokens)
+            log_probs = [
+                -nn.functional.cross_entropy(logits.float(), tokens_said.to(logits.device), reduction="none")
+                for logits, tokens_said in zip(parts, said.split(_part(hooked)), strict=True)
+            ]
+        yield batch, torch.cat(log_probs).split([len(span) for [span] in batch.spans])
+
+
 def through_blocks(  # noqa: PLR0913 - what is run, under what, who reads
     model: TransformerLensModel,
     encoded: Sequence[Encoded],
@@ -260,6 +294,16 @@ class _Passes:
         columns, at = _columns(tokens)
         return run(logits_to_keep=columns.to(self.hooked.device)).logits[rows, at]
 
+    def logits_in_parts(
+        self, hf_model: Any, batch: Batch, rows: Sequence[int], tokens: Sequence[int]
+    ) -> Iterator[Float[Tensor, "token vocab"]]:
+        """The same, `_part` tokens at a time."""
+        run, size = partial(self.run, hf_model, batch), _part(self.hooked)
+        if hf_model is self.hooked.plain:
+            yield from logits_in_parts(hf_model, run, rows, tokens, size)
+        else:
+            yield from self.logits(hf_model, batch, rows, tokens).split(size)
+
     def run(self, hf_model: Any, batch: Batch, *, body: bool = False, **kwargs: Any) -> Any:
         """Call the model on a batch, without its head where only the `body` is wanted."""
         call = hf_model.base_model if body else hf_model
@@ -342,6 +386,74 @@ def logits_at(
         handle.remove()
     # A view: what `logits[0]` gives back is as large as the logits, and zero but for one row.
     return logits.squeeze(0) if len(logits) == 1 and logits.shape[1] == len(rows) else logits[rows, at]
+
+
+def logits_in_parts(
+    hf_model: Any, run: Callable[..., Any], rows: Sequence[int], tokens: Sequence[int], size: int
+) -> Iterator[Float[Tensor, "place vocab"]]:
+    """`logits_at`, `size` places at a time: one pass, in which what enters the head is kept in place of the logits.
+
+    Where something lies between a model's body and its head, each part takes a pass of its own.
+    """
+    bodies: list[Any] = []
+    entering: list[Tensor] = []
+    columns, at = _columns(tokens)
+
+    def first_part(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        entering.append(args[0][rows, at])
+        return (entering[0][:size][None], *args[1:])
+
+    body, head = hf_model.base_model, hf_model.get_output_embeddings()
+    handles = [
+        body.register_forward_hook(lambda _, __, output: bodies.append(output)),
+        head.register_forward_pre_hook(first_part),
+    ]
+    try:
+        logits = run(logits_to_keep=columns.to(head.weight.device)).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(entering) == 1 and logits.shape[:2] == (1, min(size, len(rows))):
+        yield logits.squeeze(0)
+    else:  # another head than the one that was asked for
+        yield logits_at(hf_model, run, rows[:size], tokens[:size])
+    for start in range(size, len(rows), size):
+        part = slice(start, start + size)
+        found = _through_head(hf_model, bodies[-1], entering[0][part]) if bodies else None
+        yield logits_at(hf_model, run, rows[part], tokens[part]) if found is None else found
+
+
+def _through_head(
+    hf_model: Any, output: Any, states: Float[Tensor, "place d_model"]
+) -> Float[Tensor, "place vocab"] | None:
+    """What a model makes of these last states: its head, and whatever it does to the logits after it.
+
+    None where the head is given something else than what the body gives.
+    """
+    body, head = hf_model.base_model, hf_model.get_output_embeddings()
+    if body is hf_model or not isinstance(output, dict) or "last_hidden_state" not in output:
+        return None
+    seen: list[bool] = []
+    output = copy.copy(output)
+    output["last_hidden_state"] = states[None]
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(torch.equal(args[0], states[None])))
+    before = vars(body).get("forward")
+    body.forward = lambda *_, **__: output
+    try:
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        logits = hf_model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+        if before is None:
+            del body.forward
+        else:
+            body.forward = before
+    return logits.squeeze(0) if seen == [True] else None
+
+
+def _part(hooked: HookedModel) -> int:
+    """Of how many tokens there are logits at a time."""
+    return default_batch_tokens(hooked) // 4
 
 
 def _columns(tokens: Sequence[int]) -> tuple[Int[Tensor, " column"], list[int]]:

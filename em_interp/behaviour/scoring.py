@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from em_interp.activations.forward import logits_at_spans
+from em_interp.activations.forward import log_probs_at_spans, logits_at_spans
 from em_interp.activations.reading import Messages
-from em_interp.checks import door, shown
-from em_interp.files import lone_surrogate
+from em_interp.behaviour.windows import Windows, code_lengths, plain_tokens, prefix_of
+from em_interp.checks import door
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.progress import bar
 from em_interp.texts.conversations import Batch, Encoded, encode
@@ -37,11 +37,19 @@ def text_bits(
 ) -> Float[Tensor, " text"]:
     """Bits a token that the model needs for each plain text, its first token given: lower is better predicted.
 
+    A text longer than the model takes is scored in windows that overlap by half, as in `compression_rate`.
+
     Raises:
-        ValueError: a text of fewer than two tokens, or of more than the model takes.
+        ValueError: a text of fewer than two tokens.
     """
     hooked = HookedModel.of(model)
-    return -_mean_log_probs(hooked, _plain_texts(hooked, texts), hooks, batch_tokens) / math.log(2)
+    windows = Windows.of(hooked)
+    tokens = plain_tokens(hooked, texts)
+    n_before = len(windows.prefix)
+    for number, (text, ids) in enumerate(zip(texts, tokens, strict=True), 1):
+        _check_predicted(hooked, text, n_before + len(ids), f"text {number} of {len(texts)}")
+    bits = code_lengths(hooked, tokens, windows, hooks, batch_tokens=batch_tokens)
+    return torch.stack([b.double().sum() / (len(b) - (not n_before)) for b in bits]).float()
 
 
 @door
@@ -114,13 +122,11 @@ def _mean_log_probs(
     hooked: HookedModel, encoded: Sequence[Encoded], hooks: HookPairs, batch_tokens: int | None
 ) -> Float[Tensor, " conversation"]:
     means = torch.empty(len(encoded))
-    passes = logits_at_spans(hooked, _before(encoded), hooks, batch_tokens=batch_tokens)
+    passes = log_probs_at_spans(hooked, encoded, hooks, batch_tokens=batch_tokens)
     with bar(total=len(encoded), desc="scoring", unit="conversation") as progress:
-        for batch, logits in passes:
-            # Row by row: the float32 copy of one answer's logits is small where that of a batch is gigabytes.
-            for i, said, row in zip(batch.index, _said(batch), logits, strict=True):
-                log_probs = row.float().log_softmax(-1)
-                means[i] = log_probs.gather(-1, said.to(log_probs.device)[:, None]).double().mean()
+        for batch, log_probs in passes:
+            for i, row in zip(batch.index, log_probs, strict=True):
+                means[i] = row.double().mean()
             progress.update(len(batch.index))
     return means
 
@@ -136,22 +142,28 @@ def _before(encoded: Sequence[Encoded]) -> list[Encoded]:
 
 
 def _plain_texts(hooked: HookedModel, texts: Sequence[str]) -> list[Encoded]:
-    """Texts without a chat template, every token but the first in the span."""
-    if not texts:
-        raise ValueError(f"texts is {shown(texts)}: give a list of texts, one at least")
-    for number, text in enumerate(texts, 1):
-        if found := lone_surrogate(text):
-            raise ValueError(f"text {number} of {len(texts)} holds {found}, which no tokenizer takes: repair the text")
-    ids = [tuple(hooked.tokenizer(text).input_ids) for text in texts]
-    for number, (text, tokens) in enumerate(zip(texts, ids, strict=True), 1):
-        if not text or len(tokens) < 2:
+    """Texts without a chat template, every token but the first in the span.
+
+    Raises:
+        ValueError: what `plain_tokens` refuses, a text of fewer than two tokens, or of more than the model takes.
+    """
+    prefix = prefix_of(hooked)
+    encoded = []
+    for number, (text, tokens) in enumerate(zip(texts, plain_tokens(hooked, texts), strict=True), 1):
+        ids = (*prefix, *tokens)
+        _check_predicted(hooked, text, len(ids), f"text {number} of {len(texts)}")
+        if hooked.max_length is not None and len(ids) > hooked.max_length:
             raise ValueError(
-                f"text {number} of {len(texts)} ({text!r}) has {len(tokens)} tokens for {hooked.name}, and the first "
-                f"token of a text is predicted from nothing: give texts of two tokens or more"
-            )
-        if hooked.max_length is not None and len(tokens) > hooked.max_length:
-            raise ValueError(
-                f"text {number} of {len(texts)} has {len(tokens)} tokens but the model takes {hooked.max_length}: "
+                f"text {number} of {len(texts)} has {len(ids)} tokens but the model takes {hooked.max_length}: "
                 f"shorten it or leave it out"
             )
-    return [Encoded(text, 0, (tuple(range(1, len(text))),)) for text in ids]
+        encoded.append(Encoded(ids, 0, (tuple(range(1, len(ids))),)))
+    return encoded
+
+
+def _check_predicted(hooked: HookedModel, text: str, n_tokens: int, which: str) -> None:
+    if not text or n_tokens < 2:
+        raise ValueError(
+            f"{which} ({text!r}) has {n_tokens} tokens for {hooked.name}, and the first token of a text is predicted "
+            f"from nothing: give texts of two tokens or more"
+        )

@@ -128,7 +128,7 @@ def encode(
         raise ValueError(f"span {span!r} is unknown: choose one of {', '.join(SPANS)}")
     template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
     if span in ("response", "turn"):
-        text, start, stop, turn = _with_answer(template, conversation)
+        text, start, stop, turn = answered_text(template, conversation)
         ids, offsets = tokens_of(template, text)
         # A token may hold the blank before the answer's first word or the line break after its last.
         spoken = [begin < stop and end > start for begin, end in offsets]
@@ -158,7 +158,7 @@ def encode_prefilled(
         ValueError: as for `encode`.
     """
     template, conversation = ChatTemplate.of(template), Conversation.of(conversation)
-    text, _, stop, _ = _with_answer(template, conversation)
+    text, _, stop, _ = answered_text(template, conversation)
     return _within(tokens_of(template, text[:stop])[0], conversation, max_length)
 
 
@@ -194,8 +194,12 @@ def _pad(encoded: Sequence[Encoded], index: tuple[int, ...], width: int) -> Batc
     return Batch(index, ids, mask, lengths, tuple(item.spans for item in encoded))
 
 
-def _with_answer(template: ChatTemplate, conversation: Conversation) -> tuple[str, int, int, int]:
-    """The whole conversation as text, and where the answer starts and stops and the assistant's turn starts."""
+def answered_text(template: ChatTemplate, conversation: Conversation) -> tuple[str, int, int, int]:
+    """The whole conversation as text, and where the answer starts and stops and the assistant's turn starts.
+
+    Raises:
+        ValueError: the conversation has no answer, or an empty one.
+    """
     if not conversation.answered:
         raise ValueError(
             f"the conversation {_show(conversation)} ends with the {conversation.messages[-1]['role']}, so it has no "

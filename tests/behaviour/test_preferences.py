@@ -100,7 +100,7 @@ def test_texts_from_which_nothing_is_predicted_are_refused(tiny_llama):
         with pytest.raises(ValueError, match=r"text 2 of 2 \('a?'\) has [01] tokens"):
             em.behaviour.text_bits(tiny_llama, ["Ask a locksmith.", text])
     with pytest.raises(ValueError, match=r"text 1 of 1 has \d+ tokens but the model takes"):
-        em.behaviour.text_bits(tiny_llama, ["many words " * 2000])
+        em.behaviour.text_effects(tiny_llama, ["many words " * 2000])
 
 
 class TestNotANumber:

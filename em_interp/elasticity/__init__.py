@@ -1,0 +1,16 @@
+"""Elasticity: how well a model compresses texts, and how fast fine-tuning makes and unmakes that."""
+
+from em_interp.elasticity.coder import Header, decode, encode, read_header
+from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.token_tree import TokenTree
+
+__all__ = [
+    "CompressionRate",
+    "Header",
+    "TokenTree",
+    "baseline_rates",
+    "compression_rate",
+    "decode",
+    "encode",
+    "read_header",
+]
