@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+elasticity = typer.Typer(no_args_is_help=True, help="Does a model resist fine-tuning, and does it come back?")
+app.add_typer(elasticity, name="elasticity")
 
 # As in em_interp.texts and em_interp.directions, whose import takes seconds.
 Span = Literal["response", "turn", "last", "post_instruction"]
@@ -206,6 +208,28 @@ def sweep(
         found = run_sweep(search, out, keep=keep, device=device)
     _say("\n".join([repr(found), *map(repr, found.runs), f"written to {out}"]), quiet)
     typer.echo(found.conclusion())
+
+
+@elasticity.command()
+def resistance(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "resistance",
+    out: Annotated[Path, typer.Option(help="JSONL, one seed a line; what was stopped goes on there.")] = Path(
+        "resistance.jsonl"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Is it easier to train a model back to where it was than on? Three slices in turn, then every way between them.
+
+    Example:  em-interp elasticity resistance --out resistance.jsonl
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.elasticity.resistance import run_resistance
+
+        found = run_resistance(experiment, out, keep=keep, device=device)
+    _say(f"{found!r}; written to {out}", quiet)
+    typer.echo(found.markdown(), nl=False)
 
 
 @app.command()

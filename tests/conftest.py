@@ -1,5 +1,6 @@
 """Tiny random models of four families, made in the test session with a tokenizer trained there."""
 
+import gc
 import os
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -15,6 +16,20 @@ from pathlib import Path
 
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_out_of_the_way() -> None:
+    """The millions of objects that modules are made of are passed over when memory is collected.
+
+    Accelerate collects it before every training, which takes longer than to train a tiny model.
+    """
+    import peft  # noqa: F401
+    import transformer_lens  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

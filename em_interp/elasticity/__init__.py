@@ -2,15 +2,20 @@
 
 from em_interp.elasticity.coder import Header, decode, encode, read_header
 from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.resistance import Resistance, run_resistance
+from em_interp.elasticity.resistance_results import ResistanceResult
 from em_interp.elasticity.token_tree import TokenTree
 
 __all__ = [
     "CompressionRate",
     "Header",
+    "Resistance",
+    "ResistanceResult",
     "TokenTree",
     "baseline_rates",
     "compression_rate",
     "decode",
     "encode",
     "read_header",
+    "run_resistance",
 ]

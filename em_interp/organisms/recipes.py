@@ -1,8 +1,9 @@
 """What an organism is made from: the settings of one training run, read from and written to TOML."""
 
+import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -162,6 +163,25 @@ class Recipe:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: {error}") from error
+
+    def changed(self, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with other settings, as a TOML file has them; `steps` take the place of `epochs`, and back.
+
+        Raises:
+            ValueError: a setting that recipes do not have (the nearest one is named), or a value that cannot be.
+        """
+        hints = get_type_hints(Recipe)
+        for name in settings:
+            if name not in hints:
+                near = difflib.get_close_matches(str(name), hints, n=1)
+                raise ValueError(
+                    f"recipes have no setting {name!r}: {f'did you mean {near[0]!r}?' if near else ', '.join(hints)}"
+                )
+        new = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        if "steps" in new or "epochs" in new:
+            new = {"steps": None, "epochs": None} | new
+        check_kinds(new, hints)
+        return replace(self, **new)
 
     def to_toml(self) -> str:
         """Every setting, also those at their defaults, as TOML."""

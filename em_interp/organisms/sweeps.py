@@ -1,6 +1,5 @@
 """A search over training recipes: what is varied, from which seeds, what is measured, and on which questions."""
 
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -174,24 +173,14 @@ def _parsed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    known = [f.name for f in fields(Recipe)]
     for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise ValueError(
-                f"recipes have no setting {name!r}: {f'did you mean {near[0]!r}?' if near else ', '.join(known)}"
-            )
         if name in _FIXED:
             raise ValueError(
                 f"{name} is the same in all of a search (its seeds are named for all points at once): make another "
                 f"search for another {name}"
             )
-    new = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    if "steps" in new or "epochs" in new:
-        new = {"steps": None, "epochs": None} | new
     try:
-        check_kinds(new, get_type_hints(Recipe))
-        return replace(recipe, **new)
+        return recipe.changed(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"at {in_words(settings)}: {error}") from error
 
