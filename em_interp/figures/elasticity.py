@@ -58,5 +58,5 @@ def resistance(result: ResistanceResult, measure: str = "excess") -> go.Figure:
     said = f"{MEASURES[measure]}; {len(result.rows)} seed{'s' * (len(result.rows) != 1)}"
     if len(result.rows) > 1:
         d = result.difference(measure)
-        said += f"; inverse − forward {interval(d.value, d.low, d.high, '+.3f')}"
+        said += f"; inverse − forward (95 % interval over seeds) {interval(d.value, d.low, d.high, '+.3f')}"
     return dress(figure, "Is it easier to go back than on?", said, 380)

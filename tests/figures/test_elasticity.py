@@ -35,7 +35,9 @@ def test_each_seed_is_a_line_from_forward_to_inverse():
         assert list(line.y) == pytest.approx([1.5, 1.39])
     means = [trace for trace in figure.data if trace.name == "mean"]
     assert list(means[0].y) == pytest.approx([1.5, 1.39])
-    assert "inverse − forward −0.110 [−0.135, −0.085]" in figure.layout.title.text
+    assert "inverse − forward (95 % interval over seeds) −0.110 [−0.135, −0.085]" in figure.layout.title.text.replace(
+        "<br>", " "
+    )
 
 
 def test_one_seed_has_no_interval():
