@@ -26,7 +26,7 @@ def resistance(result: ResistanceResult, measure: str = "excess") -> go.Figure:
     figure = make_subplots(rows=1, cols=len(PAIRS), shared_yaxes=True, horizontal_spacing=0.04)
     for column, pair in enumerate(PAIRS, 1):
         forward, inverse = (result.values(measure, pair, inverse=i) for i in (False, True))
-        at = [f"forward {pair[0]}→{pair[1]}", f"inverse {pair[1]}→{pair[0]}"]
+        at = [f"forward<br>{pair[0]}→{pair[1]}", f"inverse<br>{pair[1]}→{pair[0]}"]
         for seed, values, color in zip(result.seeds, zip(forward, inverse, strict=True), COLORS * 9, strict=False):
             figure.add_scatter(
                 x=at,
@@ -54,6 +54,7 @@ def resistance(result: ResistanceResult, measure: str = "excess") -> go.Figure:
             row=1,
             col=column,
         )
+    figure.update_xaxes(range=[-0.4, 1.4])
     figure.update_yaxes(title=MEASURES[measure].rpartition(", ")[2], col=1)
     said = f"{MEASURES[measure]}; {len(result.rows)} seed{'s' * (len(result.rows) != 1)}"
     if len(result.rows) > 1:

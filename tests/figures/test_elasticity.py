@@ -30,7 +30,7 @@ def test_each_seed_is_a_line_from_forward_to_inverse():
     figure = figures.resistance(result(), "after")
     builders.assert_drawable(figure)
     lines = [trace for trace in figure.data if trace.name == "seed 1"]
-    assert [list(line.x) for line in lines] == [[f"forward {j}→{k}", f"inverse {k}→{j}"] for j, k in PAIRS]
+    assert [list(line.x) for line in lines] == [[f"forward<br>{j}→{k}", f"inverse<br>{k}→{j}"] for j, k in PAIRS]
     for line in lines:
         assert list(line.y) == pytest.approx([1.5, 1.39])
     means = [trace for trace in figure.data if trace.name == "mean"]
