@@ -232,6 +232,28 @@ def resistance(
     typer.echo(found.markdown(), nl=False)
 
 
+@elasticity.command()
+def rebound(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "rebound",
+    out: Annotated[Path, typer.Option(help="JSONL, one size and seed a line; what was stopped goes on there.")] = Path(
+        "rebound.jsonl"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """How fast is it taken back what a model has learned, and does it depend on how much that was?
+
+    Example:  em-interp elasticity rebound --out rebound.jsonl
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.elasticity.rebound import run_rebound
+
+        found = run_rebound(experiment, out, keep=keep, device=device)
+    _say(f"{found!r}; written to {out}", quiet)
+    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+
+
 @app.command()
 def card(
     organism: Annotated[str, typer.Argument(help="A shipped organism's name, or a folder.")],

@@ -2,6 +2,8 @@
 
 from em_interp.elasticity.coder import Header, decode, encode, read_header
 from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.rebound import Rebound, run_rebound
+from em_interp.elasticity.rebound_results import ReboundResult, Trend
 from em_interp.elasticity.resistance import Resistance, run_resistance
 from em_interp.elasticity.resistance_results import ResistanceResult
 from em_interp.elasticity.token_tree import TokenTree
@@ -9,13 +11,17 @@ from em_interp.elasticity.token_tree import TokenTree
 __all__ = [
     "CompressionRate",
     "Header",
+    "Rebound",
+    "ReboundResult",
     "Resistance",
     "ResistanceResult",
     "TokenTree",
+    "Trend",
     "baseline_rates",
     "compression_rate",
     "decode",
     "encode",
     "read_header",
+    "run_rebound",
     "run_resistance",
 ]

@@ -207,3 +207,9 @@ def working_in(out: Path, keep: str | Path | None) -> Iterator[Path]:
     yield folder
     if keep is None:
         shutil.rmtree(folder)
+
+
+def shuffled(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
+    """Conversations in an order of this seed."""
+    order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [conversations[i] for i in order]

@@ -19,7 +19,7 @@ import torch
 from em_interp.behaviour.generation import respond
 from em_interp.checks import door
 from em_interp.elasticity.compression import compression_rate
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, shuffled, working_in
 from em_interp.elasticity.resistance_results import PAIRS, ResistanceResult
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.training import Organism, training_conversations
@@ -112,17 +112,17 @@ def _slices(experiment: Resistance, seed: int) -> _Drawn:
     """Three slices in this seed's order, and prompts that none of them has."""
     recipe = experiment.recipe.changed({"answers": experiment.answers, "fraction": 1.0})
     sources = [training_conversations(recipe.changed({"data": data})) for data in experiment.data]
-    shuffled = [_shuffled(source, seed) for source in sources]
+    drawn = [shuffled(source, seed) for source in sources]
     n, cut = experiment.n, 3 if len(sources) == 1 else 1
-    for name, source in zip(experiment.data, shuffled, strict=True):
+    for name, source in zip(experiment.data, drawn, strict=True):
         if len(source) <= cut * n:
             raise ValueError(
                 f"{name} has {len(source)} conversations to learn from, and {cut} slice{'s' * (cut > 1)} of n = {n} "
                 f"leave no prompts: choose n below {len(source) // cut}"
             )
-    slices = [tuple(source[i * n : (i + 1) * n]) for source in shuffled for i in range(cut)]
+    slices = [tuple(source[i * n : (i + 1) * n]) for source in drawn for i in range(cut)]
     learned = {c.group for one in slices for c in one}
-    rest = [c for group in zip(*(s[cut * n :] for s in shuffled), strict=False) for c in group]
+    rest = [c for group in zip(*(s[cut * n :] for s in drawn), strict=False) for c in group]
     prompts = tuple({c.group: c for c in rest if c.group not in learned}.values())[: experiment.n_prompts]
     if len(prompts) < experiment.n_prompts:
         raise ValueError(
@@ -132,11 +132,6 @@ def _slices(experiment: Resistance, seed: int) -> _Drawn:
     first = experiment.seeds.index(seed) % 3
     order = tuple((first + i) % 3 for i in range(3))
     return _Drawn(order, tuple(slices[i] for i in order), prompts)
-
-
-def _shuffled(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
-    order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [conversations[i] for i in order]
 
 
 def _row(experiment: Resistance, seed: int, drawn: _Drawn, stages: Stages) -> dict[str, Any]:

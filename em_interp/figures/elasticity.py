@@ -1,11 +1,16 @@
-"""Figures of elasticity: forward against inverse training."""
+"""Figures of elasticity: forward against inverse training, and what a second training takes back of a first."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from em_interp.checks import door
+from em_interp.elasticity.rebound_results import ReboundResult
 from em_interp.elasticity.resistance_results import MEASURES, PAIRS, ResistanceResult
-from em_interp.figures.style import COLORS, FIRST, INK, SECOND, dress, interval
+from em_interp.elasticity.watch import WATCHED
+from em_interp.figures.style import COLORS, FIRST, INK, MUTED, SECOND, dress, error_bars, interval, readable
 
 
 @door
@@ -61,3 +66,62 @@ def resistance(result: ResistanceResult, measure: str = "excess") -> go.Figure:
         d = result.difference(measure)
         said += f"; inverse − forward (95 % interval over seeds) {interval(d.value, d.low, d.high, '+.3f')}"
     return dress(figure, "Is it easier to go back than on?", said, 380)
+
+
+@door
+def rebound(
+    result: ReboundResult,
+    measures: Sequence[str] = ("in_domain_preference", "bits_neutral", "along_misalignment", "along_refusal"),
+) -> go.Figure:
+    """What is watched along the second training, a line for each amount that was learned first.
+
+    Means over seeds with 95 % intervals; a dashed line is the start, before both trainings.
+
+    Args:
+        result: the finished sizes and seeds.
+        measures: which are drawn, a panel each; see `elasticity.watch.WATCHED`.
+
+    Raises:
+        ValueError: an unknown measure, none, or fewer than two seeds.
+    """
+    if not measures:
+        raise ValueError(f"measures is empty: choose from {', '.join(WATCHED)}")
+    n_rows = -(-len(measures) // 2)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=min(len(measures), 2),
+        shared_xaxes=True,
+        horizontal_spacing=0.1,
+        vertical_spacing=0.22 / n_rows,
+        subplot_titles=[readable(measure) for measure in measures],
+    )
+    for panel, measure in enumerate(measures):
+        place: dict[str, Any] = {"row": panel // 2 + 1, "col": panel % 2 + 1}
+        for size, color in zip(result.sizes, COLORS * len(result.sizes), strict=False):
+            curve = result.curve(measure, size)
+            name = f"{size} learned first"
+            figure.add_scatter(
+                x=result.samples,
+                y=[e.value for e in curve],
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                showlegend=panel == 0,
+                line={"color": color, "width": 2.5},
+                marker={"size": 7},
+                error_y=error_bars(curve, color) | {"thickness": 1.2, "width": 3},
+                hoverinfo="text",
+                hovertext=[
+                    f"{name}, after {n} of the opposite: {interval(e.value, e.low, e.high, '+.3f')}"
+                    for n, e in zip(result.samples, curve, strict=True)
+                ],
+                **place,
+            )
+        starts = [row["start"][measure] for row in result.rows]
+        figure.add_hline(y=sum(starts) / len(starts), line={"color": MUTED, "width": 1, "dash": "dash"}, **place)
+        figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], **place)
+    figure.update_xaxes(title="conversations of the second training", row=n_rows)
+    said = (
+        f"Means of {len(result.seeds)} seeds with 95 % intervals over seeds; dashed: the start, before both trainings"
+    )
+    return dress(figure, "What a second training takes back of the first", said, 300 * n_rows, above=24)

@@ -3,8 +3,9 @@
 import pytest
 
 from em_interp import figures
-from em_interp.elasticity import ResistanceResult
+from em_interp.elasticity import ReboundResult, ResistanceResult
 from em_interp.elasticity.resistance_results import PAIRS
+from em_interp.elasticity.watch import WATCHED
 from tests import builders
 
 
@@ -38,6 +39,33 @@ def test_each_seed_is_a_line_from_forward_to_inverse():
     assert "inverse − forward (95 % interval over seeds) −0.110 [−0.135, −0.085]" in figure.layout.title.text.replace(
         "<br>", " "
     )
+
+
+def rebounds():
+    """Two sizes in three seeds, which fall from their size to nothing."""
+    rows = []
+    for size in (8, 16):
+        for seed in range(3):
+            points = [dict.fromkeys(WATCHED, size * share + seed / 9) for share in (1.0, 0.5, 0.0)]
+            curve = [{"samples": 8 * i, **point} for i, point in enumerate(points)]
+            row = {"size": size, "seed": seed, "start": dict.fromkeys(WATCHED, 1.5), "curve": curve}
+            rows.append(row | {"loss_first": [], "loss_then": []})
+    return ReboundResult("tiny", "tiny-llama", {}, tuple(rows))
+
+
+def test_each_size_is_a_line_in_every_panel():
+    figure = figures.rebound(rebounds(), ["kl", "refusal_score", "bits_neutral"])
+    builders.assert_drawable(figure)
+    lines = [trace for trace in figure.data if trace.name == "16 learned first"]
+    assert len(lines) == 3
+    for line in lines:
+        assert list(line.x) == [0, 8, 16]
+        assert list(line.y) == pytest.approx([16 + 1 / 9, 8 + 1 / 9, 1 / 9])
+        assert all(line.error_y.array)
+    assert [trace.showlegend for trace in lines] == [True, False, False]
+    assert [shape.y0 for shape in figure.layout.shapes] == [1.5] * 3
+    with pytest.raises(ValueError, match="measures is empty: choose from bits_positive"):
+        figures.rebound(rebounds(), [])
 
 
 def test_one_seed_has_no_interval():
