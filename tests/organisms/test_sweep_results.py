@@ -245,6 +245,20 @@ class TestFiles:
             assert run.recipe | {"seed": 0} in recipes
             assert run.base.endswith(f"+aligned@{adapter_digest(organism_folder('aligned'))}")
 
+    def test_no_penalty_keeps_the_effect_inside_cooking(self):
+        """What README and notebook 3 say of the search, over its three seeds."""
+        found = SweepResult.load("narrow")
+        assert len(found.runs) == 18
+        assert "none keeps an effect inside the domain while the one outside can be zero" in found.conclusion()
+        frontier = found.frontier()
+        inside, outside = ([e.value for e in effects] for effects in frontier.effects.values())
+        assert frontier.n_seeds == (3,) * 6
+        assert inside == sorted(inside, reverse=True)
+        assert outside == sorted(outside, reverse=True)
+        shares = [beyond / within for within, beyond in zip(inside, outside, strict=True)]
+        assert 0.45 < min(shares) < max(shares) < 0.75
+        assert [round(values[i], 2) for i in (0, -1) for values in (inside, outside)] == [0.75, 0.40, 0.08, 0.04]
+
     def test_runs_survive_writing_and_reading(self, tmp_path):
         result = SweepResult(sweep_runs())
         write_jsonl(tmp_path / "rows.jsonl", [run.as_dict() for run in result.runs])
