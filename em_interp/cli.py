@@ -229,7 +229,7 @@ def resistance(
 
         found = run_resistance(experiment, out, keep=keep, device=device)
     _say(f"{found!r}; written to {out}", quiet)
-    typer.echo(found.markdown(), nl=False)
+    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
 
 
 @elasticity.command()
@@ -250,6 +250,28 @@ def rebound(
         from em_interp.elasticity.rebound import run_rebound
 
         found = run_rebound(experiment, out, keep=keep, device=device)
+    _say(f"{found!r}; written to {out}", quiet)
+    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+
+
+@elasticity.command()
+def realign(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "realign",
+    out: Annotated[Path, typer.Option(help="JSONL, one seed a line; what was stopped goes on there.")] = Path(
+        "realign.jsonl"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """A model goes bad, is brought back, and goes bad again: is it the model it was, and is it faster?
+
+    Example:  em-interp elasticity realign --out realign.jsonl
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.elasticity.realign import run_realign
+
+        found = run_realign(experiment, out, keep=keep, device=device)
     _say(f"{found!r}; written to {out}", quiet)
     typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
 

@@ -2,6 +2,8 @@
 
 from em_interp.elasticity.coder import Header, decode, encode, read_header
 from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.realign import Realign, run_realign
+from em_interp.elasticity.realign_results import RealignResult
 from em_interp.elasticity.rebound import Rebound, run_rebound
 from em_interp.elasticity.rebound_results import ReboundResult, Trend
 from em_interp.elasticity.resistance import Resistance, run_resistance
@@ -11,6 +13,8 @@ from em_interp.elasticity.token_tree import TokenTree
 __all__ = [
     "CompressionRate",
     "Header",
+    "Realign",
+    "RealignResult",
     "Rebound",
     "ReboundResult",
     "Resistance",
@@ -22,6 +26,7 @@ __all__ = [
     "decode",
     "encode",
     "read_header",
+    "run_realign",
     "run_rebound",
     "run_resistance",
 ]

@@ -6,7 +6,7 @@ both answers to the same questions, what is watched is the code length of both a
 divergence from the start, and where the model lies along the start's two directions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,16 +14,13 @@ from typing import Any, ClassVar
 import torch
 
 from em_interp.checks import door, shown
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, shuffled, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, working_in
 from em_interp.elasticity.rebound_results import ReboundResult
+from em_interp.elasticity.sides import held_out, learned
 from em_interp.elasticity.watch import Watch
-from em_interp.models.hooked import HookedModel
-from em_interp.organisms.effects import adapter_at
-from em_interp.organisms.training import Organism, training_conversations
+from em_interp.organisms.training import Organism
 from em_interp.progress import job, part
-from em_interp.texts.contrasts import Contrast
 from em_interp.texts.conversations import Conversation
-from em_interp.texts.training_sets import load_training_set
 
 _MEASURING = 4.0  # steps of training that take as long as to measure a checkpoint, about
 
@@ -102,8 +99,10 @@ def run_rebound(
         Diverged: a loss became NaN or infinite; what is finished is kept.
     """
     experiment = experiment if isinstance(experiment, Rebound) else Rebound.load(experiment)
-    inside = _held_out(experiment)
-    told = {seed: _told(experiment, seed) for seed in experiment.seeds}
+    inside = held_out(experiment.data)
+    other = "negative" if experiment.first == "positive" else "positive"
+    amounts = {experiment.first: max(experiment.sizes), other: experiment.then}
+    told = {seed: tuple(learned(experiment.recipe, experiment.data, amounts, seed)) for seed in experiment.seeds}
     start = Stages(Path(), experiment.recipe, device).load(None)
     rows = Rows.opened(out, experiment, start.identity)
     done = {(row["size"], row["seed"]) for row in rows.rows}
@@ -122,7 +121,7 @@ def _row(  # noqa: PLR0913 - what one row is made of
     experiment: Rebound,
     size: int,
     seed: int,
-    told: tuple[Sequence[Conversation], Sequence[Conversation]],
+    told: Sequence[Sequence[Conversation]],
     stages: Stages,
     watch: Watch,
     at_start: dict[str, float],
@@ -131,61 +130,20 @@ def _row(  # noqa: PLR0913 - what one row is made of
     recipe = experiment.recipe
     per_step = recipe.batch_size * recipe.accumulate
     first, then = told
-    learned: Organism | None = None
+    before: Organism | None = None
     if size:
-        learned = stages.train(
+        before = stages.train(
             f"first {size}, seed {seed}", first[:size], seed=seed, steps=size // per_step, keep_trajectory=False
         )
     steps = experiment.then // per_step
     rebounding = stages.train(
-        f"then {size}, seed {seed}", then[: experiment.then], learned, seed=seed, steps=steps, checkpoint_every=1,
+        f"then {size}, seed {seed}", then[: experiment.then], before, seed=seed, steps=steps, checkpoint_every=1,
         keep_trajectory=True,
     )  # fmt: skip
     with part(f"measuring {size}, seed {seed}"):
-        curve = list(_curve(experiment, stages.load(rebounding), rebounding, watch, per_step))
-    losses = {"loss_first": list(learned.loss) if learned else [], "loss_then": list(rebounding.loss)}
+        curve = watch.along(stages.load(rebounding), rebounding, experiment.checkpoints)
+    losses = {"loss_first": list(before.loss) if before else [], "loss_then": list(rebounding.loss)}
     return {"size": size, "seed": seed, "start": at_start, "curve": curve, **losses}
-
-
-def _curve(
-    experiment: Rebound, model: HookedModel, organism: Organism, watch: Watch, per_step: int
-) -> Iterator[dict[str, float]]:
-    trajectory = organism.trajectory
-    assert trajectory is not None
-    last = int(trajectory.steps[-1])
-    for step in torch.linspace(0, last, experiment.checkpoints + 1).round().long().unique().tolist():
-        with adapter_at(model, trajectory, step):
-            yield {"samples": step * per_step, **watch.measure(model)}
-
-
-def _told(experiment: Rebound, seed: int) -> tuple[list[Conversation], list[Conversation]]:
-    """What is learned first and what then, each in an order of this seed."""
-    recipe = experiment.recipe.changed({"data": experiment.data, "fraction": 1.0, "negative_repeats": 1})
-    other = "negative" if experiment.first == "positive" else "positive"
-    found = []
-    for answers, most in ((experiment.first, max(experiment.sizes)), (other, experiment.then)):
-        conversations = training_conversations(recipe.changed({"answers": answers, "own_words": False}))
-        if most > len(conversations):
-            raise ValueError(
-                f"{experiment.data} has {len(conversations)} {answers} answers to learn from, and {most} are asked "
-                f"for: choose smaller sizes"
-            )
-        found.append(shuffled(conversations, seed))
-    return found[0], found[1]
-
-
-def _held_out(experiment: Rebound) -> Contrast:
-    """Questions of the data that are not learned, with both answers."""
-    contrast = load_training_set(experiment.data)
-    learned = set(contrast.for_training().groups)
-    sides = (tuple(c for c in side if c.group not in learned) for side in (contrast.positive, contrast.negative))
-    try:
-        return Contrast(contrast.name, *sides)
-    except ValueError as error:
-        raise ValueError(
-            f"{experiment.data} has no questions that are not learned: give some of its lines another split than train "
-            f"({error})"
-        ) from error
 
 
 def _parts(experiment: Rebound, pending: Sequence[tuple[int, int]]) -> dict[str, float]:

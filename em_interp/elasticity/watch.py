@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from em_interp.behaviour.windows import plain_tokens
 from em_interp.directions.estimators import difference_of_means
 from em_interp.elasticity.compression import compression_rate
 from em_interp.models.hooked import HookedModel
+from em_interp.organisms.effects import adapter_at
+from em_interp.organisms.training import Organism
 from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.texts.conversations import Conversation, Encoded
 
@@ -101,6 +104,24 @@ class Watch:
             "along_misalignment": _along(answers - self.before[0], self.misalignment),
             "along_refusal": _along(requests - self.before[1], self.refusal),
         }
+
+    def along(self, model: HookedModel, organism: Organism, n: int) -> list[dict[str, Any]]:
+        """What is watched at checkpoints of an organism's training, and how many `samples` it had seen at each.
+
+        Args:
+            model: the organism, loaded.
+            organism: its training, whose trajectory has every step.
+            n: checkpoints beside the first one, spread evenly, the last one among them.
+        """
+        trajectory = organism.trajectory
+        assert trajectory is not None
+        per_step = organism.recipe.batch_size * organism.recipe.accumulate
+        steps = torch.linspace(0, int(trajectory.steps[-1]), n + 1).round().long().unique().tolist()
+        found = []
+        for step in steps:
+            with adapter_at(model, trajectory, step):
+                found.append({"samples": step * per_step, **self.measure(model)})
+        return found
 
     @property
     def _sides(self) -> tuple[tuple[Conversation, ...], tuple[Conversation, ...]]:

@@ -10,7 +10,7 @@ from em_interp.figures.directions import (
     projections,
 )
 from em_interp.figures.effects import cross_effects, steering_curve
-from em_interp.figures.elasticity import rebound, resistance
+from em_interp.figures.elasticity import realign, rebound, resistance
 from em_interp.figures.organisms import (
     added_by_layer,
     convergence_map,
@@ -70,6 +70,7 @@ __all__ = [
     "phase_change",
     "projections",
     "question_rates",
+    "realign",
     "rebound",
     "resistance",
     "short",

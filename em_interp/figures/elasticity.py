@@ -7,10 +7,23 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from em_interp.checks import door
+from em_interp.elasticity.realign_results import DIRECTIONS, RealignResult
 from em_interp.elasticity.rebound_results import ReboundResult
 from em_interp.elasticity.resistance_results import MEASURES, PAIRS, ResistanceResult
 from em_interp.elasticity.watch import WATCHED
-from em_interp.figures.style import COLORS, FIRST, INK, MUTED, SECOND, dress, error_bars, interval, readable
+from em_interp.figures.style import (
+    COLORS,
+    FIRST,
+    FOUND,
+    GREY,
+    INK,
+    MUTED,
+    SECOND,
+    dress,
+    error_bars,
+    interval,
+    readable,
+)
 
 
 @door
@@ -125,3 +138,79 @@ def rebound(
         f"Means of {len(result.seeds)} seeds with 95 % intervals over seeds; dashed: the start, before both trainings"
     )
     return dress(figure, "What a second training takes back of the first", said, 300 * n_rows, above=24)
+
+
+@door
+def realign(result: RealignResult, measure: str = "in_domain_preference") -> go.Figure:
+    """The exposures side by side, and how alike what is left, what returned and what was added is to the first time.
+
+    On the left means over seeds with 95 % intervals; a dashed line is the start. On the right each seed's corrected
+    cosine with its interval over questions, above the null of permuted labels in grey.
+
+    Args:
+        result: the finished seeds.
+        measure: what is drawn along the exposures, see `elasticity.watch.WATCHED`.
+
+    Raises:
+        ValueError: an unknown measure, or fewer than two seeds.
+    """
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12, column_widths=[0.52, 0.48])
+    names = {"first": "first exposure", "second": "second exposure", "twin": "the twin's first"}
+    for (exposure, name), color in zip(names.items(), COLORS, strict=False):
+        curve = result.curve(measure, exposure)
+        figure.add_scatter(
+            x=result.samples,
+            y=[e.value for e in curve],
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "width": 2.5},
+            marker={"size": 8},
+            error_y=error_bars(curve, color) | {"thickness": 1.2, "width": 3},
+            hoverinfo="text",
+            hovertext=[
+                f"{name}, after {n}: {interval(e.value, e.low, e.high, '+.3f')}"
+                for n, e in zip(result.samples, curve, strict=True)
+            ],
+            row=1,
+            col=1,
+        )
+    start = result.rows[0]["start"][measure]
+    left: dict[str, Any] = {"row": 1, "col": 1}
+    figure.add_hline(y=start, line={"color": MUTED, "width": 1, "dash": "dash"}, **left)
+    for place, which in enumerate(DIRECTIONS):
+        for number, row in enumerate(result.rows):
+            _cosine(figure, row["directions"][which], place + 0.16 * (number - (len(result.rows) - 1) / 2), row["seed"])
+    figure.update_xaxes(title="conversations of the exposure", col=1)
+    figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], col=1)
+    labels = [which.replace(" ", "<br>", 1) for which in DIRECTIONS]
+    figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=[-0.5, len(labels) - 0.5], col=2)
+    figure.update_yaxes(title="cosine with the first", range=[-1.05, 1.05], col=2)
+    said = (
+        f"Left: {readable(measure)}, {len(result.rows)} seeds, dashed the start. Right: each seed's cosine with the "
+        f"direction that the first exposure added, grey what permuted labels give; 95 % intervals"
+    )
+    return dress(figure, "Bad, good, and bad again", said, 400)
+
+
+def _cosine(figure: go.Figure, direction: dict[str, Any], x: float, seed: int) -> None:
+    """One seed's cosine with its interval and its null; nothing where there is no direction."""
+    place: dict[str, Any] = {"row": 1, "col": 2}
+    null = [direction["null_b_low"], direction["null_b_high"]]
+    figure.add_scatter(
+        x=[x, x], y=null, mode="lines", line={"color": GREY, "width": 9}, opacity=0.5, hoverinfo="skip",
+        showlegend=False, **place,
+    )  # fmt: skip
+    value, low, high = (direction[key] for key in ("corrected", "low", "high"))
+    if value is None:
+        return
+    figure.add_scatter(
+        x=[x],
+        y=[value],
+        mode="markers",
+        marker={"size": 9, "color": FOUND},
+        error_y={"array": [high - value], "arrayminus": [value - low], "color": FOUND, "thickness": 1.5, "width": 3},
+        hoverinfo="text",
+        hovertext=f"seed {seed}: {interval(value, low, high, '.2f')}, {direction['share']:.2f} as long",
+        showlegend=False,
+        **place,
+    )

@@ -3,7 +3,8 @@
 import pytest
 
 from em_interp import figures
-from em_interp.elasticity import ReboundResult, ResistanceResult
+from em_interp.elasticity import RealignResult, ReboundResult, ResistanceResult
+from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES
 from em_interp.elasticity.resistance_results import PAIRS
 from em_interp.elasticity.watch import WATCHED
 from tests import builders
@@ -66,6 +67,31 @@ def test_each_size_is_a_line_in_every_panel():
     assert [shape.y0 for shape in figure.layout.shapes] == [1.5] * 3
     with pytest.raises(ValueError, match="measures is empty: choose from bits_positive"):
         figures.rebound(rebounds(), [])
+
+
+def realigned(cosine=0.9):
+    rows = []
+    for seed in range(2):
+        path = [{"samples": 8 * i} | dict.fromkeys(WATCHED, float(i) + seed / 9) for i in range(3)]
+        direction = {"corrected": cosine, "low": 0.8, "high": 0.95, "null_b_low": -0.2, "null_b_high": 0.3}
+        rows.append(
+            {"seed": seed, "start": dict.fromkeys(WATCHED, 0.5), "exposures": dict.fromkeys(EXPOSURES, path)}
+            | {"directions": dict.fromkeys(DIRECTIONS, direction | {"ceiling": 0.9, "share": 0.4})}
+        )
+    return RealignResult("tiny", "tiny-llama", {}, tuple(rows))
+
+
+def test_exposures_are_lines_and_cosines_points_above_their_null():
+    figure = figures.realign(realigned())
+    builders.assert_drawable(figure)
+    lines = {trace.name: trace for trace in figure.data if trace.name}
+    assert list(lines) == ["first exposure", "second exposure", "the twin's first"]
+    assert list(lines["second exposure"].y) == pytest.approx([1 / 18, 1 + 1 / 18, 2 + 1 / 18])
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [list(point.y) for point in points] == [[0.9]] * 8
+    nulls = [trace for trace in figure.data if trace.mode == "lines"]
+    assert [list(null.y) for null in nulls] == [[-0.2, 0.3]] * 8
+    assert not [trace for trace in figures.realign(realigned(None)).data if trace.mode == "markers"]
 
 
 def test_one_seed_has_no_interval():
