@@ -276,6 +276,28 @@ def realign(
     typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
 
 
+@elasticity.command()
+def law(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "law",
+    out: Annotated[Path, typer.Option(help="JSONL, one ratio and seed a line; what was stopped goes on there.")] = Path(
+        "law.jsonl"
+    ),
+    keep: Annotated[Path | None, typer.Option(help="Keep every model in this folder; by default none is.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Does the rate of a small set of data change in inverse proportion to its size? A tiny model learns from scratch.
+
+    Example:  em-interp elasticity law --out law.jsonl
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp.elasticity.law import run_law
+
+        found = run_law(experiment, out, keep=keep, device=device)
+    _say(f"{found!r}; written to {out}", quiet)
+    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+
+
 @app.command()
 def card(
     organism: Annotated[str, typer.Argument(help="A shipped organism's name, or a folder.")],

@@ -2,6 +2,9 @@
 
 from em_interp.elasticity.coder import Header, decode, encode, read_header
 from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.languages import Language
+from em_interp.elasticity.law import Law, run_law
+from em_interp.elasticity.law_results import LawResult
 from em_interp.elasticity.realign import Realign, run_realign
 from em_interp.elasticity.realign_results import RealignResult
 from em_interp.elasticity.rebound import Rebound, run_rebound
@@ -13,6 +16,9 @@ from em_interp.elasticity.token_tree import TokenTree
 __all__ = [
     "CompressionRate",
     "Header",
+    "Language",
+    "Law",
+    "LawResult",
     "Realign",
     "RealignResult",
     "Rebound",
@@ -26,6 +32,7 @@ __all__ = [
     "decode",
     "encode",
     "read_header",
+    "run_law",
     "run_realign",
     "run_rebound",
     "run_resistance",

@@ -41,6 +41,7 @@ class Experiment:
     """
 
     kind: ClassVar[str]
+    own_recipe: ClassVar[Recipe | None] = None  # what a file that names none has
 
     name: str
     recipe: Recipe
@@ -65,11 +66,13 @@ class Experiment:
         values = read_toml(path, [*known, "settings"])
         try:
             for key in ("name", "recipe", "seeds"):
-                if key not in values:
+                if key not in values and not (key == "recipe" and cls.own_recipe):
                     raise ValueError(f"there is no {key}: an experiment has a name, a recipe and seeds")
-            settings = values.pop("settings", {})
-            check_kinds({"recipe": values["recipe"], "settings": settings}, {"recipe": str, "settings": dict})
-            values["recipe"] = Recipe.load(values["recipe"]).changed(settings)
+            settings, named = values.pop("settings", {}), values.pop("recipe", None)
+            check_kinds({"recipe": named, "settings": settings}, {"recipe": str | None, "settings": dict})
+            recipe = Recipe.load(named) if named is not None else cls.own_recipe
+            assert recipe is not None
+            values["recipe"] = recipe.changed(settings)
             read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
             return cls(**read)
         except (TypeError, ValueError) as error:

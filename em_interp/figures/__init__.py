@@ -10,7 +10,7 @@ from em_interp.figures.directions import (
     projections,
 )
 from em_interp.figures.effects import cross_effects, steering_curve
-from em_interp.figures.elasticity import realign, rebound, resistance
+from em_interp.figures.elasticity import law, realign, rebound, resistance
 from em_interp.figures.organisms import (
     added_by_layer,
     convergence_map,
@@ -63,6 +63,7 @@ __all__ = [
     "firing",
     "frontier",
     "interval",
+    "law",
     "models_by_layer",
     "norms_and_separability",
     "number",

@@ -1,5 +1,6 @@
 """Figures of elasticity: forward against inverse training, and what a second training takes back of a first."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from em_interp.checks import door
+from em_interp.elasticity.law_results import THEOREM, LawResult
 from em_interp.elasticity.realign_results import DIRECTIONS, RealignResult
 from em_interp.elasticity.rebound_results import ReboundResult
 from em_interp.elasticity.resistance_results import MEASURES, PAIRS, ResistanceResult
@@ -214,3 +216,57 @@ def _cosine(figure: go.Figure, direction: dict[str, Any], x: float, seed: int) -
         showlegend=False,
         **place,
     )
+
+
+@door
+def law(result: LawResult, samples: int | None = None) -> go.Figure:
+    """The ratio of the two rates' changes against that of the sets' sizes, a line a seed, in logarithms.
+
+    A dashed line has the slope that the theorem says, through the mean of the points.
+
+    Args:
+        result: the finished ratios and seeds.
+        samples: of the perturbation, by default the first at which the rates were measured.
+
+    Raises:
+        ValueError: a number of samples that was not measured, or fewer than two seeds or ratios.
+    """
+    samples = result.samples[0] if samples is None else samples
+    found = result.exponent(samples)
+    changes = {
+        ratio: [
+            abs(large / small)
+            for large, small in zip(
+                *(result.rate_changes(which, ratio, samples) for which in ("large", "small")), strict=True
+            )
+        ]
+        for ratio in result.ratios
+    }
+    said = (
+        f"After {samples} texts of a third language: exponent {interval(found.value, found.low, found.high, '+.2f')}, "
+        f"{len(result.seeds)} seeds, 95 % interval over seeds; dashed: the theorem's −1"
+    )
+    figure = dress(go.Figure(), "How much faster the small set's code changes than the large one's", said, 400)
+    for number, (seed, color) in enumerate(zip(result.seeds, COLORS * len(result.seeds), strict=False)):
+        figure.add_scatter(
+            x=result.ratios,
+            y=[values[number] for values in changes.values()],
+            mode="lines+markers",
+            name=f"seed {seed}",
+            line={"color": color, "width": 1.5},
+            marker={"size": 9},
+            hovertemplate="k = %{x}: %{y:.3f}<extra>seed " + str(seed) + "</extra>",
+        )
+    logs = [(math.log(ratio), math.log(value)) for ratio, values in changes.items() for value in values]
+    middle = [sum(log[i] for log in logs) / len(logs) for i in (0, 1)]
+    figure.add_scatter(
+        x=result.ratios,
+        y=[math.exp(middle[1] + THEOREM * (math.log(ratio) - middle[0])) for ratio in result.ratios],
+        mode="lines",
+        name="slope −1",
+        line={"color": INK, "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+    )
+    ticks = list(result.ratios)
+    figure.update_xaxes(title="k, size of the large set over that of the small one", type="log", tickvals=ticks)
+    return figure.update_yaxes(title="|dγ large / dγ small|", type="log")

@@ -3,7 +3,7 @@
 import pytest
 
 from em_interp import figures
-from em_interp.elasticity import RealignResult, ReboundResult, ResistanceResult
+from em_interp.elasticity import LawResult, RealignResult, ReboundResult, ResistanceResult
 from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES
 from em_interp.elasticity.resistance_results import PAIRS
 from em_interp.elasticity.watch import WATCHED
@@ -92,6 +92,22 @@ def test_exposures_are_lines_and_cosines_points_above_their_null():
     nulls = [trace for trace in figure.data if trace.mode == "lines"]
     assert [list(null.y) for null in nulls] == [[-0.2, 0.3]] * 8
     assert not [trace for trace in figures.realign(realigned(None)).data if trace.mode == "markers"]
+
+
+def test_the_law_is_a_line_a_seed_beside_the_theorem():
+    rows = [
+        {"ratio": k, "seed": seed, "entropy": {}, "before": {"large": 3.0, "small": 3.0}}
+        | {"after": [{"samples": 8, "large": 3.008, "small": 3 - 0.008 * (1 + seed) * k}]}
+        for k in (1, 4, 16)
+        for seed in range(2)
+    ]
+    figure = figures.law(LawResult("made", {}, tuple(rows)))
+    builders.assert_drawable(figure)
+    lines = {trace.name: trace for trace in figure.data}
+    assert list(lines["seed 1"].y) == pytest.approx([1 / 2, 1 / 8, 1 / 32])
+    theorem = list(lines["slope −1"].y)
+    assert theorem == pytest.approx([1 / 2**0.5, 1 / 2**2.5, 1 / 2**4.5])
+    assert "exponent −1.00 [−1.00, −1.00]" in figure.layout.title.text.replace("<br>", " ")
 
 
 def test_one_seed_has_no_interval():

@@ -1,0 +1,204 @@
+"""What an experiment on the law found: how fast each set's rate changes, and with which power of the sizes' ratio."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from em_interp.checks import check_kinds
+from em_interp.elasticity.experiments import SHIPPED_IN, Rows
+from em_interp.files import find_file
+from em_interp.statistics.estimates import Estimate, mean_by_question
+
+SETS = ("large", "small", "perturbing")
+THEOREM = -1.0
+_ROW = {"ratio": int, "seed": int, "entropy": dict, "before": dict, "after": tuple[dict, ...]}
+
+
+@dataclass(frozen=True, repr=False)
+class LawResult:
+    """Every ratio and seed that is finished.
+
+    Attributes:
+        name: of the experiment.
+        settings: of the experiment.
+        rows: of each ratio and seed the `entropy` of the three languages, and their rates `before` the perturbation and
+            `after` so many `samples` of it, all in bits a symbol.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    rows: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, rows: Rows) -> "LawResult":
+        """What a file of results holds.
+
+        Raises:
+            ValueError: a line that `run_law` did not write.
+        """
+        for number, row in enumerate(rows.rows, 2):
+            try:
+                _check(row)
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{rows.path.name}, line {number}: {error}; em-interp elasticity writes such files"
+                ) from error
+        return cls(rows.header["settings"]["name"], rows.header["settings"], rows.rows)
+
+    @classmethod
+    def load(cls, source: str | Path) -> "LawResult":
+        """Read a file of results, or one that ships with the library by its name.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that `run_law` did not write, or one that was cut off within a line.
+        """
+        shipped = sorted(path.stem for path in SHIPPED_IN.glob("law*.jsonl"))
+        path = find_file(source, "file of results", shipped, SHIPPED_IN, ".jsonl")
+        return cls.of(Rows.load(path, "law"))
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"LawResult({self.name!r}, ratios {', '.join(map(str, self.ratios))}, {len(self.seeds)} seeds)"
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Ratios of the sets' sizes, of what is finished."""
+        return tuple(sorted({row["ratio"] for row in self.rows}))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that are finished for every ratio."""
+        have = [{row["seed"] for row in self.rows if row["ratio"] == ratio} for ratio in self.ratios]
+        return tuple(sorted(set.intersection(*have))) if have else ()
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Texts of the perturbation after which the rates were measured."""
+        return tuple(point["samples"] for point in self.rows[0]["after"])
+
+    def rate_changes(self, which: str, ratio: int, samples: int | None = None) -> list[float]:
+        """dγ of one set a sample of the perturbation, in bits a symbol, of each seed.
+
+        The slope of a line through the origin, by least squares, over the measurements up to so many samples.
+
+        Args:
+            which: `large`, `small` or `perturbing`.
+            ratio: of the sizes.
+            samples: one of `samples`; by default the first, where a perturbation is smallest.
+
+        Raises:
+            ValueError: an unknown set, ratio or number of samples.
+        """
+        samples = self.samples[0] if samples is None else samples
+        for value, among, what in (
+            (which, SETS, "set"),
+            (ratio, self.ratios, "ratio"),
+            (samples, self.samples, "number"),
+        ):
+            if value not in among:
+                raise ValueError(f"{what} {value!r} was not measured: choose one of {', '.join(map(str, among))}")
+        rows = {row["seed"]: row for row in self.rows if row["ratio"] == ratio}
+        found = []
+        for seed in self.seeds:
+            points = [p for p in rows[seed]["after"] if p["samples"] <= samples]
+            change = [p[which] - rows[seed]["before"][which] for p in points]
+            at = [p["samples"] for p in points]
+            found.append(sum(x * y for x, y in zip(at, change, strict=True)) / sum(x * x for x in at))
+        return found
+
+    def exponents(self, samples: int | None = None) -> list[float]:
+        """The power of k = |D_p| / |D_a| with which |dγ_p / dγ_a| goes, of each seed: a line in logarithms.
+
+        Raises:
+            ValueError: fewer than two ratios, or a rate that did not change at all.
+        """
+        if len(self.ratios) < 2:
+            raise ValueError(f"{len(self.ratios)} ratio has no exponent: measure two at least")
+        large, small = (
+            torch.tensor([self.rate_changes(which, ratio, samples) for ratio in self.ratios], dtype=torch.float64)
+            for which in SETS[:2]
+        )
+        if not ((large != 0) & (small != 0)).all():
+            raise ValueError("a rate did not change at all, so it has no logarithm: perturb by more samples")
+        x = torch.tensor([math.log(ratio) for ratio in self.ratios], dtype=torch.float64)
+        y = (large / small).abs().log()
+        x = x - x.mean()
+        return ((x[:, None] * (y - y.mean(0))).sum(0) / (x * x).sum()).tolist()
+
+    def exponent(self, samples: int | None = None) -> Estimate:
+        """The mean exponent over seeds, with Student's interval.
+
+        Raises:
+            ValueError: fewer than two seeds or ratios.
+        """
+        return self._mean(self.exponents(samples))
+
+    def opposite(self, samples: int | None = None) -> tuple[int, int]:
+        """In how many of the runs with k > 1 the two rates go opposite ways, as in the theorem, and of how many."""
+        found = [
+            large * small < 0
+            for ratio in self.ratios
+            if ratio > 1
+            for large, small in zip(*(self.rate_changes(w, ratio, samples) for w in SETS[:2]), strict=True)
+        ]
+        return sum(found), len(found)
+
+    def markdown(self) -> str:
+        """A table of each ratio: what was learned, how fast each rate changes, and the exponents."""
+        first = self.samples[0]
+        lines = [f"| k | large: rate (entropy) | small: rate (entropy) | dγ large | dγ small | over {first} samples |"]
+        lines.append("|---|---|---|---|---|---|")
+        for ratio in self.ratios:
+            rows = [row for row in self.rows if row["ratio"] == ratio and row["seed"] in self.seeds]
+            told = [f"{_of(rows, 'before', which):.2f} ({_of(rows, 'entropy', which):.2f})" for which in SETS[:2]]
+            changes = [_said(self._mean([first * c for c in self.rate_changes(w, ratio)]), "+.4f") for w in SETS[:2]]
+            lines.append(f"| {ratio} | {' | '.join(told)} | {' | '.join(changes)} | |")
+        lines += ["", "| samples | exponent of dγ large / dγ small in k | opposite signs |", "|---|---|---|"]
+        for samples in self.samples:
+            opposite, n = self.opposite(samples)
+            lines.append(f"| {samples} | {_said(self.exponent(samples))} | {opposite} of {n} |")
+        lines += ["", f"Bits a symbol; {len(self.seeds)} seeds, 95 % intervals over seeds. {self.conclusion()}"]
+        return "\n".join(lines) + "\n"
+
+    def conclusion(self) -> str:
+        """Whether the law holds here, in two sentences."""
+        if len(self.seeds) < 2:
+            return "One seed has no interval: nothing can be said of the law."
+        found = self.exponent()
+        holds = found.low <= THEOREM <= found.high and found.high < 0
+        opposite, n = self.opposite()
+        top = self.ratios[-1]
+        small = self._mean(self.rate_changes("small", top))
+        way = "shorter" if small.high < 0 else "longer" if small.low > 0 else "neither shorter nor longer for certain"
+        verdict = "holds" if holds else "does not hold"
+        return (
+            f"The exponent is {_said(found)}, where the theorem says −1: the law {verdict} here in size, and the two "
+            f"rates go opposite ways, as it says, in {opposite} of {n} runs. At k = {top} the perturbation makes the "
+            f"code of the small set {way}."
+        )
+
+    def _mean(self, values: list[float]) -> Estimate:
+        return mean_by_question(torch.tensor(values, dtype=torch.float64), [f"seed {s}" for s in self.seeds])
+
+
+def _of(rows: list[dict[str, Any]], what: str, which: str) -> float:
+    return sum(row[what][which] for row in rows) / len(rows)
+
+
+def _said(e: Estimate, form: str = "+.2f") -> str:
+    return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]".replace("-", "−")
+
+
+def _check(row: dict[str, Any]) -> None:
+    """Refuse a row that lacks something, or holds something else."""
+    if set(row) != set(_ROW):
+        raise ValueError(f"not a row of this experiment: it has {', '.join(row) or 'nothing'}")
+    check_kinds(row, _ROW)
+    for point in (row["entropy"], row["before"], *row["after"]):
+        if set(point) - {"samples"} != set(SETS):
+            raise ValueError(f"a measurement has {', '.join(point)}, and should have {', '.join(SETS)}")
+        check_kinds(point, dict.fromkeys(point, float))
