@@ -1,10 +1,12 @@
 """Passes over many conversations: what they share is run once, and what conditions share is not run again."""
 
+from functools import partial
+
 import pytest
 import torch
 
 import em_interp as em
-from em_interp.activations.forward import first_adapted_block, free_below, keeping, share_prefix
+from em_interp.activations.forward import first_adapted_block, free_below, keeping, logits_in_parts, share_prefix
 from em_interp.models.hooked import HookedModel
 from em_interp.texts.conversations import encode
 
@@ -331,3 +333,43 @@ class TestKeeping:
 def test_where_a_hook_first_makes_a_difference(tiny_llama, name, block):
     assert free_below(tiny_llama, [(name, None)]) == block
     assert free_below(tiny_llama, []) == 3
+
+
+class TestLogitsInParts:
+    """However a model gets from its body to its logits, parts are what the whole is."""
+
+    @pytest.fixture(params=["plain", "capped", "something between", "body not called as a module"])
+    def passes(self, request):
+        """A model of its own, the call that runs it on a batch, and how often its body runs whole."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        kind = request.param
+
+        class Model(LlamaForCausalLM):
+            def forward(self, input_ids, logits_to_keep=0, use_cache=False, **_):
+                run = self.model.forward if kind == "body not called as a module" else self.model
+                states = run(input_ids=input_ids).last_hidden_state
+                kept = states[:, logits_to_keep] if isinstance(logits_to_keep, torch.Tensor) else states
+                logits = self.lm_head(2 * kept if kind == "something between" else kept)
+                return CausalLMOutputWithPast(logits=5 * (logits / 5).tanh() if kind == "capped" else logits)
+
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        torch.manual_seed(0)
+        model = Model(LlamaConfig(**shape, vocab_size=50)).eval()
+        ids = torch.randint(50, (3, 11), generator=torch.Generator().manual_seed(1))
+        return model, partial(model, input_ids=ids), kind
+
+    @torch.no_grad()
+    def test_they_are_the_logits_of_the_whole(self, passes):
+        model, run, kind = passes
+        ran = []
+        model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
+        rows, tokens = zip(*[(row, token) for row in range(3) for token in range(0, 11, 2)], strict=True)
+        wanted = run().logits[list(rows), list(tokens)]
+        ran.clear()
+        got = list(logits_in_parts(model, run, list(rows), list(tokens), 5))
+        assert [len(part) for part in got] == [5, 5, 5, 3]
+        torch.testing.assert_close(torch.cat(got), wanted)
+        assert len(ran) == (1 if kind in ("plain", "capped") else 4)
+        assert "forward" not in vars(model.model)
