@@ -38,7 +38,7 @@ def test_huffman_codes_are_as_short_as_a_code_can_be(corpus, depth):
     """They fill Kraft's inequality, and are less than a bit above the entropy on average."""
     tree = TokenTree.of(corpus, depth)
     lengths = tree.code_lengths
-    assert sum(2.0**-n for n in lengths.values()) == (1 if len(lengths) > 1 else 1.0)
+    assert sum(2.0**-n for n in lengths.values()) == 1
     mean = sum(tree.leaves[leaf] * n for leaf, n in lengths.items())
     assert tree.entropy - 1e-9 <= mean < tree.entropy + 1
 

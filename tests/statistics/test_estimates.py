@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from em_interp.statistics import Estimate, clustered_rate, mean_by_question, rate_by_question
+from em_interp.statistics.estimates import within_one
 
 
 def questions(n, m):
@@ -20,6 +21,13 @@ def interval(rate):
 class TestEstimate:
     def test_one_line(self):
         assert repr(Estimate(0.3123, 0.22, -0.4, 72)) == "+0.312 [+0.22, -0.4] (n = 72)"
+
+    @pytest.mark.parametrize(
+        ("change", "kept"),
+        [((-1.2, 0.4), (-1.0, 0.4)), ((0.3, 1.7), (0.3, 1.0)), ((-0.2, 0.4), (-0.2, 0.4))],
+    )
+    def test_no_share_changes_by_more_than_one(self, change, kept):
+        assert within_one(Estimate(0.1, *change, 9)) == Estimate(0.1, *kept, 9)
 
     @pytest.mark.parametrize(
         ("low", "high", "excludes"),
