@@ -150,13 +150,13 @@ class LawResult:
     def markdown(self) -> str:
         """A table of each ratio: what was learned, how fast each rate changes, and the exponents."""
         first = self.samples[0]
-        lines = [f"| k | large: rate (entropy) | small: rate (entropy) | dγ large | dγ small | over {first} samples |"]
-        lines.append("|---|---|---|---|---|---|")
+        changed = " | ".join(f"dγ {which} over {first} samples" for which in SETS[:2])
+        lines = [f"| k | large: rate (entropy) | small: rate (entropy) | {changed} |", "|---|---|---|---|---|"]
         for ratio in self.ratios:
             rows = [row for row in self.rows if row["ratio"] == ratio and row["seed"] in self.seeds]
             told = [f"{_of(rows, 'before', which):.2f} ({_of(rows, 'entropy', which):.2f})" for which in SETS[:2]]
             changes = [_said(self._mean([first * c for c in self.rate_changes(w, ratio)]), "+.4f") for w in SETS[:2]]
-            lines.append(f"| {ratio} | {' | '.join(told)} | {' | '.join(changes)} | |")
+            lines.append(f"| {ratio} | {' | '.join(told)} | {' | '.join(changes)} |")
         lines += ["", "| samples | exponent of dγ large / dγ small in k | opposite signs |", "|---|---|---|"]
         for samples in self.samples:
             opposite, n = self.opposite(samples)
@@ -165,7 +165,7 @@ class LawResult:
         return "\n".join(lines) + "\n"
 
     def conclusion(self) -> str:
-        """Whether the law holds here, in two sentences."""
+        """Whether the law holds here, in size and in sign, and whether the small set was known at all."""
         if len(self.seeds) < 2:
             return "One seed has no interval: nothing can be said of the law."
         found = self.exponent()
@@ -178,7 +178,18 @@ class LawResult:
         return (
             f"The exponent is {_said(found)}, where the theorem says −1: the law {verdict} here in size, and the two "
             f"rates go opposite ways, as it says, in {opposite} of {n} runs. At k = {top} the perturbation makes the "
-            f"code of the small set {way}."
+            f"code of the small set {way}.{self._unknown(top)}"
+        )
+
+    def _unknown(self, ratio: int) -> str:
+        """A sentence where the small language costs more than it would if nothing were known of any."""
+        before = _of([row for row in self.rows if row["ratio"] == ratio], "before", "small")
+        nothing = math.log2(self.settings["n_symbols"])
+        if before <= nothing:
+            return ""
+        return (
+            f" But there the small language takes {before:.2f} bits a symbol, and {nothing:.2f} if nothing were known: "
+            f"what changes is how sure the model is of the large one, not what it has kept of the small one."
         )
 
     def _mean(self, values: list[float]) -> Estimate:
