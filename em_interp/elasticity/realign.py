@@ -126,7 +126,7 @@ class _Measuring:
 
     @classmethod
     def of(cls, start: HookedModel, inside: Contrast, experiment: Realign) -> "_Measuring":
-        watch = Watch.of(start, inside, experiment.n, experiment.layer)
+        watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
         contrast = load_contrast("misalignment").where(split="train").take(experiment.n)
         read = read_contrast(start, contrast, span="response", layers=[watch.layer])
         return cls(watch, watch.measure(start), contrast, read)

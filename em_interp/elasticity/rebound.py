@@ -107,7 +107,7 @@ def run_rebound(
     rows = Rows.opened(out, experiment, start.identity)
     done = {(row["size"], row["seed"]) for row in rows.rows}
     pending = [(size, seed) for seed in experiment.seeds for size in experiment.sizes if (size, seed) not in done]
-    watch = Watch.of(start, inside, experiment.n, experiment.layer) if pending else None
+    watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer) if pending else None
     at_start = watch.measure(start) if watch is not None else {}
     with working_in(rows.path, keep) as folder, job(_parts(experiment, pending)):
         for size, seed in pending:

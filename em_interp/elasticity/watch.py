@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from em_interp.activations.forward import logits_at_spans
+from em_interp.activations.forward import KeptStreams, keeping, logits_at_spans
 from em_interp.activations.reading import read_contrast, residual_stream
 from em_interp.behaviour.preferences import preference
 from em_interp.behaviour.refusal import refusal_score
@@ -17,6 +17,7 @@ from em_interp.directions.estimators import difference_of_means
 from em_interp.elasticity.compression import compression_rate
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import adapter_at
+from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Organism
 from em_interp.texts.contrasts import Contrast, load_contrast, load_neutral_texts
 from em_interp.texts.conversations import Conversation, Encoded
@@ -49,6 +50,8 @@ class Watch:
         refusal: its difference of means at the last token of requests.
         before: the start's own mean state, of answers and of requests.
         predictions: the start's log-probabilities on the plain prose, text by text.
+        block: below which no model that is measured differs from the start; 0 where all may.
+        streams: what entered that block for these texts, computed once for all models.
     """
 
     inside: Contrast
@@ -60,13 +63,16 @@ class Watch:
     refusal: Float[Tensor, " d_model"]
     before: tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]
     predictions: tuple[Float[Tensor, "_ vocab"], ...]
+    block: int
+    streams: KeptStreams | None
 
     @classmethod
-    def of(cls, start: HookedModel, inside: Contrast, n: int, layer: int | None = None) -> "Watch":
+    def of(cls, start: HookedModel, recipe: Recipe, inside: Contrast, n: int, layer: int | None = None) -> "Watch":
         """Measure the start.
 
         Args:
             start: the model that everything is compared with.
+            recipe: how the models that are compared with it are trained.
             inside: questions of the data that are not learned, with both answers.
             n: at most so many questions, requests and texts of each kind.
             layer: where directions are read; two thirds up by default.
@@ -75,6 +81,8 @@ class Watch:
             ValueError: a layer that does not exist.
         """
         layer = start.n_layers * 2 // 3 if layer is None else layer
+        block = min(recipe.layers) if recipe.layers else 0
+        start = keeping(start, block)
         misaligned, harmful = load_contrast("misalignment"), load_contrast("refusal")
         read = [c.where(split="train").take(_READ) for c in (misaligned, harmful)]
         misalignment, refusal = (
@@ -85,10 +93,12 @@ class Watch:
         neutral = load_neutral_texts("test")[:n]
         before = _states(start, outside, requests, layer)
         predictions = tuple(_log_probs(start, neutral))
-        return cls(inside.take(n), outside, requests, neutral, layer, misalignment, refusal, before, predictions)
+        texts = (inside.take(n), outside, requests, neutral)
+        return cls(*texts, layer, misalignment, refusal, before, predictions, block, start.kept)
 
     def measure(self, model: HookedModel) -> dict[str, float]:
         """What is watched, of one model: see `WATCHED`."""
+        model = keeping(model, self.block, like=self.streams)
         positive, negative = (compression_rate(model, side).answers for side in self._sides)
         assert positive is not None
         assert negative is not None
