@@ -11,7 +11,7 @@ import torch
 from em_interp.behaviour import BehaviourKey
 from em_interp.files import write_jsonl
 from em_interp.models.adapters import adapter_digest
-from em_interp.organisms import Sweep, SweepResult, SweepRun, change_point
+from em_interp.organisms import Sweep, SweepResult, SweepRun, change_point, shipped_sweeps
 from em_interp.organisms.loading import organism_folder
 from em_interp.statistics import mean_over_seeds
 from tests.builders import generator, path, sweep_run, sweep_runs
@@ -225,7 +225,7 @@ class TestFiles:
             SweepResult.load(tmp_path / "rows.jsonl")
 
     def test_files_that_are_not_there_or_empty(self, tmp_path):
-        with pytest.raises(ValueError, match="it is neither a file nor one of narrow"):
+        with pytest.raises(ValueError, match="it is neither a file nor one of narrow, phase-change"):
             SweepResult.load(tmp_path / "rows.jsonl")
         (tmp_path / "rows.jsonl").write_text("")
         with pytest.raises(ValueError, match=r"rows\.jsonl: the search has no finished runs"):
@@ -234,11 +234,11 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: not a run of a search \(it has no sweep\)"):
             SweepResult.load(tmp_path / "rows.jsonl")
 
-    def test_what_was_found_by_a_shipped_search_ships_with_it(self):
+    @pytest.mark.parametrize("name", shipped_sweeps())
+    def test_what_was_found_by_a_shipped_search_ships_with_it(self, name):
         """As far as it is finished: every run is one of the search, on the base that ships."""
-        found, search = SweepResult.load("narrow"), Sweep.load("narrow")
+        found, search = SweepResult.load(name), Sweep.load(name)
         assert found.searched == (len(search.points), len(search.seeds))
-        assert found.settings == ("kl_weight",)
         recipes = [json.loads(json.dumps(search.at(point, 0).as_dict())) for point in search.points]
         for run in found.runs:
             assert run.seed in search.seeds
@@ -258,6 +258,13 @@ class TestFiles:
         shares = [beyond / within for within, beyond in zip(inside, outside, strict=True)]
         assert 0.45 < min(shares) < max(shares) < 0.75
         assert [round(values[i], 2) for i in (0, -1) for values in (inside, outside)] == [0.75, 0.40, 0.08, 0.04]
+
+    def test_no_recipe_turned_as_far_as_they_were_searched(self):
+        """What README says of the search for a phase change."""
+        found = SweepResult.load("phase-change")
+        assert found.conclusion().startswith("Nothing turned.")
+        assert not any(turn.turns for turn in found.turns())
+        assert all(p > 0.1 for turn in found.turns() for p in turn.p_values.values())
 
     def test_runs_survive_writing_and_reading(self, tmp_path):
         result = SweepResult(sweep_runs())
