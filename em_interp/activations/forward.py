@@ -173,9 +173,9 @@ def log_probs_at_spans(
         said = batch.ids[rows, [token + 1 for token in tokens]].to(hooked.device)
         with attached(hooked, at_prompt_length(list(hooks), batch.prompt_length)) as hf_model:
             parts = passes.logits_in_parts(hf_model, batch, rows, tokens)
-            log_probs = [
-                -nn.functional.cross_entropy(logits.float(), tokens_said.to(logits.device), reduction="none")
-                for logits, tokens_said in zip(parts, said.split(_part(hooked)), strict=True)
+            log_probs = [  # cross_entropy is four times as slow where each token counts for itself
+                logits.float().log_softmax(-1).gather(-1, token[:, None].to(logits.device))[:, 0]
+                for logits, token in zip(parts, said.split(_part(hooked)), strict=True)
             ]
         yield batch, torch.cat(log_probs).split([len(span) for [span] in batch.spans])
 
