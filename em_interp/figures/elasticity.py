@@ -22,8 +22,8 @@ from em_interp.figures.style import (
     MUTED,
     SECOND,
     dress,
-    error_bars,
     interval,
+    means_through,
     readable,
 )
 
@@ -113,25 +113,13 @@ def rebound(
     for panel, measure in enumerate(measures):
         place: dict[str, Any] = {"row": panel // 2 + 1, "col": panel % 2 + 1}
         for size, color in zip(result.sizes, COLORS * len(result.sizes), strict=False):
-            curve = result.curve(measure, size)
-            name = f"{size} learned first"
-            figure.add_scatter(
-                x=result.samples,
-                y=[e.value for e in curve],
-                mode="lines+markers",
-                name=name,
-                legendgroup=name,
-                showlegend=panel == 0,
-                line={"color": color, "width": 2.5},
-                marker={"size": 7},
-                error_y=error_bars(curve, color) | {"thickness": 1.2, "width": 3},
-                hoverinfo="text",
-                hovertext=[
-                    f"{name}, after {n} of the opposite: {interval(e.value, e.low, e.high, '+.3f')}"
-                    for n, e in zip(result.samples, curve, strict=True)
-                ],
-                **place,
-            )
+            curve, name = result.curve(measure, size), f"{size} learned first"
+            told = [
+                f"{name}, after {n} of the opposite: {interval(e.value, e.low, e.high, '+.3f')}"
+                for n, e in zip(result.samples, curve, strict=True)
+            ]
+            line = means_through(result.samples, curve, color, name, told)
+            figure.add_trace(line.update(legendgroup=name, showlegend=panel == 0), **place)
         starts = [row["start"][measure] for row in result.rows]
         figure.add_hline(y=sum(starts) / len(starts), line={"color": MUTED, "width": 1, "dash": "dash"}, **place)
         figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], **place)
@@ -160,22 +148,11 @@ def realign(result: RealignResult, measure: str = "in_domain_preference") -> go.
     names = {"first": "first exposure", "second": "second exposure", "twin": "the twin's first"}
     for (exposure, name), color in zip(names.items(), COLORS, strict=False):
         curve = result.curve(measure, exposure)
-        figure.add_scatter(
-            x=result.samples,
-            y=[e.value for e in curve],
-            mode="lines+markers",
-            name=name,
-            line={"color": color, "width": 2.5},
-            marker={"size": 8},
-            error_y=error_bars(curve, color) | {"thickness": 1.2, "width": 3},
-            hoverinfo="text",
-            hovertext=[
-                f"{name}, after {n}: {interval(e.value, e.low, e.high, '+.3f')}"
-                for n, e in zip(result.samples, curve, strict=True)
-            ],
-            row=1,
-            col=1,
-        )
+        told = [
+            f"{name}, after {n}: {interval(e.value, e.low, e.high, '+.3f')}"
+            for n, e in zip(result.samples, curve, strict=True)
+        ]
+        figure.add_trace(means_through(result.samples, curve, color, name, told), row=1, col=1)
     start = result.rows[0]["start"][measure]
     left: dict[str, Any] = {"row": 1, "col": 1}
     figure.add_hline(y=start, line={"color": MUTED, "width": 1, "dash": "dash"}, **left)

@@ -153,6 +153,27 @@ def error_bars(estimates: Sequence[Estimate], color: str) -> dict[str, Any]:
     }
 
 
+def means_through(
+    at: Sequence[int] | Sequence[float],
+    estimates: Sequence[Estimate],
+    color: str,
+    name: str,
+    hovertext: Sequence[str],
+) -> go.Scatter:
+    """Estimates joined by a line, each with its 95 % interval."""
+    return go.Scatter(
+        x=list(at),
+        y=[e.value for e in estimates],
+        mode="lines+markers",
+        name=name,
+        line={"color": color, "width": 2.5},
+        marker={"size": 9},
+        error_y=error_bars(estimates, color) | {"thickness": 1.5, "width": 4},
+        hoverinfo="text",
+        hovertext=list(hovertext),
+    )
+
+
 def untitled(figure: go.Figure) -> go.Figure:
     """The same figure without its title, for a page that says it in words."""
     layout: Any = figure["layout"]

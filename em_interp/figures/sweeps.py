@@ -16,8 +16,8 @@ from em_interp.figures.style import (
     SECOND,
     broken,
     dress,
-    error_bars,
     interval,
+    means_through,
     number,
     readable,
     titled,
@@ -42,21 +42,12 @@ def frontier(frontier: Frontier) -> go.Figure:
     at = _places(f.values)
     for (key, effects), color in zip(f.effects.items(), COLORS * len(f.effects), strict=False):
         name = readable(f.labels[key])
-        figure.add_scatter(
-            x=at,
-            y=[e.value for e in effects],
-            mode="lines+markers",
-            name=name,
-            line={"color": color, "width": 2.5},
-            marker={"size": 9},
-            error_y=error_bars(effects, color) | {"thickness": 1.5, "width": 4},
-            hoverinfo="text",
-            hovertext=[
-                f"{name}<br>{readable(f.setting)} = {value:g}: {interval(e.value, e.low, e.high, '+.2f')}, "
-                f"{n} seed{'s' * (n != 1)}"
-                for value, e, n in zip(f.values, effects, f.n_seeds, strict=True)
-            ],
-        )
+        told = [
+            f"{name}<br>{readable(f.setting)} = {value:g}: {interval(e.value, e.low, e.high, '+.2f')}, "
+            f"{n} seed{'s' * (n != 1)}"
+            for value, e, n in zip(f.values, effects, f.n_seeds, strict=True)
+        ]
+        figure.add_trace(means_through(at, effects, color, name, told))
     figure.update_xaxes(title=readable(f.setting), tickvals=at, ticktext=[f"{value:g}" for value in f.values])
     if at != list(f.values) and f.values[0] == 0 and len(at) > 1:
         figure.add_vline(x=(at[0] + at[1]) / 2, line={"color": GREY, "width": 1, "dash": "dot"})
