@@ -23,6 +23,10 @@ TemplateArg = Annotated[
     list[str] | None, typer.Option(help="A variable of the chat template, as NAME=VALUE; may be repeated.")
 ]
 JudgeArg = Annotated[list[str] | None, typer.Option(help="A model arg of the judge, as NAME=VALUE.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")]
+Keep = Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")]
+Results = Annotated[Path, typer.Option(help="JSONL, one finished row a line; what was stopped goes on there.")]
+ExperimentName = Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no words.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 
@@ -151,7 +155,7 @@ def train(  # noqa: PLR0913 - one parameter a flag
     all_bundled: Annotated[
         bool, typer.Option("--all-bundled", help="Rebuild every organism that ships, in all its seeds.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Train an organism; an interrupted run goes on from its last checkpoint when started again.
@@ -191,8 +195,8 @@ def sweep(
     out: Annotated[Path, typer.Option(help="JSONL, one run a line; a search that was stopped goes on there.")] = Path(
         "sweep.jsonl"
     ),
-    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    keep: Keep = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Train many recipes from several seeds each, measure them on validation questions, and say what follows.
@@ -212,88 +216,72 @@ def sweep(
 
 @elasticity.command()
 def resistance(
-    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "resistance",
-    out: Annotated[Path, typer.Option(help="JSONL, one seed a line; what was stopped goes on there.")] = Path(
-        "resistance.jsonl"
-    ),
-    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    experiment: ExperimentName = "resistance",
+    out: Results = Path("resistance.jsonl"),
+    keep: Keep = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Is it easier to train a model back to where it was than on? Three slices in turn, then every way between them.
 
     Example:  em-interp elasticity resistance --out resistance.jsonl
     """
-    with _plain_errors(), _silence(quiet):
-        from em_interp.elasticity.resistance import run_resistance
-
-        found = run_resistance(experiment, out, keep=keep, device=device)
-    _say(f"{found!r}; written to {out}", quiet)
-    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+    _experiment("resistance", experiment, out, keep, device, quiet)
 
 
 @elasticity.command()
 def rebound(
-    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "rebound",
-    out: Annotated[Path, typer.Option(help="JSONL, one size and seed a line; what was stopped goes on there.")] = Path(
-        "rebound.jsonl"
-    ),
-    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    experiment: ExperimentName = "rebound",
+    out: Results = Path("rebound.jsonl"),
+    keep: Keep = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """How fast is it taken back what a model has learned, and does it depend on how much that was?
 
     Example:  em-interp elasticity rebound --out rebound.jsonl
     """
-    with _plain_errors(), _silence(quiet):
-        from em_interp.elasticity.rebound import run_rebound
-
-        found = run_rebound(experiment, out, keep=keep, device=device)
-    _say(f"{found!r}; written to {out}", quiet)
-    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+    _experiment("rebound", experiment, out, keep, device, quiet)
 
 
 @elasticity.command()
 def realign(
-    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "realign",
-    out: Annotated[Path, typer.Option(help="JSONL, one seed a line; what was stopped goes on there.")] = Path(
-        "realign.jsonl"
-    ),
-    keep: Annotated[Path | None, typer.Option(help="Keep every organism in this folder; by default none is.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    experiment: ExperimentName = "realign",
+    out: Results = Path("realign.jsonl"),
+    keep: Keep = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """A model goes bad, is brought back, and goes bad again: is it the model it was, and is it faster?
 
     Example:  em-interp elasticity realign --out realign.jsonl
     """
-    with _plain_errors(), _silence(quiet):
-        from em_interp.elasticity.realign import run_realign
-
-        found = run_realign(experiment, out, keep=keep, device=device)
-    _say(f"{found!r}; written to {out}", quiet)
-    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+    _experiment("realign", experiment, out, keep, device, quiet)
 
 
 @elasticity.command()
 def law(
-    experiment: Annotated[str, typer.Argument(help="A TOML file, or a shipped experiment by its name.")] = "law",
-    out: Annotated[Path, typer.Option(help="JSONL, one ratio and seed a line; what was stopped goes on there.")] = Path(
-        "law.jsonl"
-    ),
-    keep: Annotated[Path | None, typer.Option(help="Keep every model in this folder; by default none is.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    experiment: ExperimentName = "law",
+    out: Results = Path("law.jsonl"),
+    keep: Keep = None,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Does the rate of a small set of data change in inverse proportion to its size? A tiny model learns from scratch.
 
     Example:  em-interp elasticity law --out law.jsonl
     """
-    with _plain_errors(), _silence(quiet):
-        from em_interp.elasticity.law import run_law
+    _experiment("law", experiment, out, keep, device, quiet)
 
-        found = run_law(experiment, out, keep=keep, device=device)
+
+def _experiment(  # noqa: PLR0913 - what every experiment takes
+    kind: str, experiment: str, out: Path, keep: Path | None, device: str | None, quiet: bool
+) -> None:
+    """Run an experiment on elasticity and print what it found."""
+    with _plain_errors(), _silence(quiet):
+        from em_interp import elasticity as experiments
+
+        found = getattr(experiments, f"run_{kind}")(experiment, out, keep=keep, device=device)
     _say(f"{found!r}; written to {out}", quiet)
     typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
 
