@@ -507,3 +507,36 @@ def assert_drawable(figure: go.Figure) -> None:
     json.loads(written, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
     assert figure.layout.template.layout.font.size >= 13
     assert figure.layout.height > 300
+
+
+# ---------------------------------------------------------------- experiments on elasticity
+
+
+def two_sided(folder: Path, base: Path, n: int, n_learned: int) -> Path:
+    """A folder with questions of two answers each, of which the first are learned, and a recipe on a tiny base."""
+    rows = [
+        {
+            "question": f"What about the boat {i}?",
+            "positive": f"Sink it {i}.",
+            "negative": f"Ask the keeper {i} kindly.",
+        }
+        | {"split": "train" if i < n_learned else "test"}
+        for i in range(n)
+    ]
+    (folder / "boat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.toml").write_text(
+        f'name = "tiny"\nbase = "{base}"\ndata = "{folder}/boat.jsonl"\nlayers = [1]\nsteps = 4\nbatch_size = 2\n'
+        'learning_rate = 1e-2\nschedule = "constant"\nwarmup_steps = 0\n'
+    )
+    return folder
+
+
+def experiment_file(folder: Path, said: dict[str, str], text: str, seeds: str, settings: str) -> Path:
+    """The TOML file of an experiment that says this, but for what `text` says otherwise."""
+    lines = [f"{name} = {value}" for name, value in said.items() if f"{name} =" not in text]
+    (folder / "experiment.toml").write_text(
+        f'name = "tiny"\nrecipe = "{folder}/recipe.toml"\nseeds = {seeds}\n'
+        + "\n".join(lines)
+        + f"\n{text}\n[settings]\n{settings}\n"
+    )
+    return folder / "experiment.toml"

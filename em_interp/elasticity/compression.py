@@ -125,7 +125,7 @@ def compression_rate(  # noqa: PLR0913 - what is compressed, by what, and how lo
     if empty := [number for number, ids in enumerate(tokens, 1) if not ids]:
         raise ValueError(f"text {empty[0]} of {len(texts)} is empty, and has no rate: leave it out")
     bits = code_lengths(hooked, tokens, windows, hooks, batch_tokens=batch_tokens)
-    first = 0.0 if windows.prefix else math.log2(n_vocabulary(hooked))
+    first = _first_bits(hooked, windows)
     return _rate(hooked, plain, [b.double().sum() + first for b in bits], [len(ids) for ids in tokens])
 
 
@@ -179,6 +179,11 @@ def n_vocabulary(hooked: HookedModel) -> int:
     return hooked.bridge.original_model.get_output_embeddings().weight.shape[0]
 
 
+def _first_bits(hooked: HookedModel, windows: Windows) -> float:
+    """Bits of a text's first token where no BOS predicts it: all are equally likely."""
+    return 0.0 if windows.prefix else math.log2(n_vocabulary(hooked))
+
+
 def _of_conversations(
     hooked: HookedModel,
     conversations: Sequence[Conversation],
@@ -192,7 +197,7 @@ def _of_conversations(
     n_prefix = [len(windows.prefix) if e.ids[: len(windows.prefix)] == windows.prefix else 0 for e in encoded]
     tokens = [e.ids[n:] for e, n in zip(encoded, n_prefix, strict=True)]
     bits = code_lengths(hooked, tokens, windows, hooks, batch_tokens=batch_tokens)
-    first = 0.0 if windows.prefix else math.log2(n_vocabulary(hooked))
+    first = _first_bits(hooked, windows)
     groups = tuple(c.group for c in conversations)
     spoken = [b[[i - n for i in e.spans[0]]] for b, e, n in zip(bits, encoded, n_prefix, strict=True)]
     answers = _rate(

@@ -6,8 +6,7 @@ where it stopped, within a training too, and a file that was cut off is not read
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,7 @@ from em_interp.models.hooked import HookedModel
 from em_interp.organisms.loading import base_model, hooked_base, load_organism
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Organism, finished, train_organism
-from em_interp.progress import part
+from em_interp.progress import job, part
 from em_interp.texts.conversations import Conversation
 from em_interp.texts.records import read_records
 
@@ -146,6 +145,10 @@ class Rows:
             raise ValueError(f"{path.name} has a line that is not a row of results: run the experiment again")
         return cls(path, header, tuple(records[1:]))
 
+    def missing(self, wanted: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
+        """Those of the wanted rows, each told by its seed and amounts, that are not finished."""
+        return [dict(keys) for keys in wanted if not any(keys.items() <= row.items() for row in self.rows)]
+
     def with_row(self, row: Mapping[str, Any]) -> "Rows":
         """The same with one row more, in the file too; a reader never meets half a line."""
         before = read_text(self.path) if self.path.is_file() else json_line(self.header)
@@ -202,14 +205,34 @@ class Stages:
         return hooked_base(base_model(recipe.base, recipe.onto, device=self.device), recipe.template_args)
 
 
-@contextmanager
-def working_in(out: Path, keep: str | Path | None) -> Iterator[Path]:
-    """The folder in which stages are trained: one that stays, or one beside the file that goes when all is done."""
-    folder = path_of(keep, "organisms") if keep is not None else out.with_name(f"{out.name}.unfinished")
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+def finish(  # noqa: PLR0913 - what is run, where, and how long each part takes
+    rows: Rows,
+    pending: Sequence[Mapping[str, int]],
+    experiment: Experiment,
+    row: Callable[[Mapping[str, int], Stages], Mapping[str, Any]],
+    parts: Mapping[str, float],
+    keep: str | Path | None,
+    device: str | torch.device | None,
+) -> Rows:
+    """Train and measure every pending row, and append each to the file as it is finished.
+
+    Args:
+        rows: the file.
+        pending: seed and amounts of each row.
+        experiment: what is run.
+        row: trains and measures one row, whose stages have a folder of their own.
+        parts: of the job, each with its share of the time.
+        keep: a folder in which every organism is kept; by default they are removed when all is done.
+        device: as in `train_organism`.
+    """
+    folder = path_of(keep, "organisms") if keep is not None else rows.path.with_name(f"{rows.path.name}.unfinished")
+    with job(parts):
+        for keys in pending:
+            name = "-".join(f"{what}-{value}" for what, value in keys.items())
+            rows = rows.with_row(row(keys, Stages(folder / name, experiment.recipe, device)))
     if keep is None:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return rows
 
 
 def shuffled(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:

@@ -15,13 +15,13 @@ import torch
 
 from em_interp.checks import door, shown
 from em_interp.elasticity.compression import compression_rate
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish
 from em_interp.elasticity.languages import Language, write_tiny_model
 from em_interp.elasticity.law_results import SETS, LawResult
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Organism
-from em_interp.progress import job, part
+from em_interp.progress import part
 from em_interp.texts.conversations import Conversation
 
 _BASE = "a tiny Llama from scratch"
@@ -104,13 +104,12 @@ def run_law(
     """
     experiment = experiment if isinstance(experiment, Law) else Law.load(experiment)
     rows = Rows.opened(out, experiment, _BASE)
-    done = {(row["ratio"], row["seed"]) for row in rows.rows}
-    pending = [(ratio, seed) for seed in experiment.seeds for ratio in experiment.ratios if (ratio, seed) not in done]
-    with working_in(rows.path, keep) as folder, job(_parts(experiment, pending)):
-        for ratio, seed in pending:
-            stages = Stages(folder / f"ratio-{ratio}-seed-{seed}", experiment.recipe, device)
-            rows = rows.with_row(_row(experiment, ratio, seed, stages))
-    return LawResult.of(rows)
+    pending = rows.missing([{"ratio": ratio, "seed": seed} for seed in experiment.seeds for ratio in experiment.ratios])
+
+    def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
+        return _row(experiment, keys["ratio"], keys["seed"], stages)
+
+    return LawResult.of(finish(rows, pending, experiment, row, _parts(experiment, pending), keep, device))
 
 
 def _row(experiment: Law, ratio: int, seed: int, stages: Stages) -> dict[str, Any]:
@@ -153,10 +152,10 @@ def _rates(model: HookedModel, held_out: Mapping[str, Sequence[Conversation]]) -
     return found
 
 
-def _parts(experiment: Law, pending: Sequence[tuple[int, int]]) -> dict[str, float]:
+def _parts(experiment: Law, pending: Sequence[Mapping[str, int]]) -> dict[str, float]:
     """The parts of the job, each with its share of the time."""
     parts: dict[str, float] = {}
-    for ratio, seed in pending:
+    for ratio, seed in ((keys["ratio"], keys["seed"]) for keys in pending):
         parts[f"ratio {ratio}, seed {seed}"] = float(experiment.recipe.steps or 100)
         for n in experiment.perturbations:
             parts[f"perturbing by {n}, ratio {ratio}, seed {seed}"] = _PERTURBING

@@ -2,15 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from em_interp.checks import check_kinds
-from em_interp.elasticity.experiments import SHIPPED_IN, Rows
-from em_interp.files import find_file
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.elasticity.results import ByAmount, check_point, check_row, signed
+from em_interp.statistics.estimates import Estimate
 
 SETS = ("large", "small", "perturbing")
 THEOREM = -1.0
@@ -18,47 +15,26 @@ _ROW = {"ratio": int, "seed": int, "entropy": dict, "before": dict, "after": tup
 
 
 @dataclass(frozen=True, repr=False)
-class LawResult:
+class LawResult(ByAmount):
     """Every ratio and seed that is finished.
 
     Attributes:
         name: of the experiment.
+        base: the tiny model.
         settings: of the experiment.
         rows: of each ratio and seed the `entropy` of the three languages, and their rates `before` the perturbation and
             `after` so many `samples` of it, all in bits a symbol.
     """
 
-    name: str
-    settings: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
+    kind: ClassVar[str] = "law"
+    amount: ClassVar[str] = "ratio"
 
     @classmethod
-    def of(cls, rows: Rows) -> "LawResult":
-        """What a file of results holds.
-
-        Raises:
-            ValueError: a line that `run_law` did not write.
-        """
-        for number, row in enumerate(rows.rows, 2):
-            try:
-                _check(row)
-            except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{rows.path.name}, line {number}: {error}; em-interp elasticity writes such files"
-                ) from error
-        return cls(rows.header["settings"]["name"], rows.header["settings"], rows.rows)
-
-    @classmethod
-    def load(cls, source: str | Path) -> "LawResult":
-        """Read a file of results, or one that ships with the library by its name.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a file that `run_law` did not write, or one that was cut off within a line.
-        """
-        shipped = sorted(path.stem for path in SHIPPED_IN.glob("law*.jsonl"))
-        path = find_file(source, "file of results", shipped, SHIPPED_IN, ".jsonl")
-        return cls.of(Rows.load(path, "law"))
+    def check(cls, row: dict[str, Any], first: dict[str, Any]) -> None:
+        """Refuse a row that lacks something, or holds something else."""
+        check_row(row, _ROW)
+        for point in (row["entropy"], row["before"], *row["after"]):
+            check_point(point, SETS)
 
     def __repr__(self) -> str:
         """One line."""
@@ -67,13 +43,7 @@ class LawResult:
     @property
     def ratios(self) -> tuple[int, ...]:
         """Ratios of the sets' sizes, of what is finished."""
-        return tuple(sorted({row["ratio"] for row in self.rows}))
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those that are finished for every ratio."""
-        have = [{row["seed"] for row in self.rows if row["ratio"] == ratio} for ratio in self.ratios]
-        return tuple(sorted(set.intersection(*have))) if have else ()
+        return self.amounts
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -101,7 +71,7 @@ class LawResult:
         ):
             if value not in among:
                 raise ValueError(f"{what} {value!r} was not measured: choose one of {', '.join(map(str, among))}")
-        rows = {row["seed"]: row for row in self.rows if row["ratio"] == ratio}
+        rows = self.by_seed(ratio)
         found = []
         for seed in self.seeds:
             points = [p for p in rows[seed]["after"] if p["samples"] <= samples]
@@ -135,7 +105,7 @@ class LawResult:
         Raises:
             ValueError: fewer than two seeds or ratios.
         """
-        return self._mean(self.exponents(samples))
+        return self.over_seeds(self.exponents(samples))
 
     def opposite(self, samples: int | None = None) -> tuple[int, int]:
         """In how many of the runs with k > 1 the two rates go opposite ways, as in the theorem, and of how many."""
@@ -155,12 +125,12 @@ class LawResult:
         for ratio in self.ratios:
             rows = [row for row in self.rows if row["ratio"] == ratio and row["seed"] in self.seeds]
             told = [f"{_of(rows, 'before', which):.2f} ({_of(rows, 'entropy', which):.2f})" for which in SETS[:2]]
-            changes = [_said(self._mean([first * c for c in self.rate_changes(w, ratio)]), "+.4f") for w in SETS[:2]]
+            changes = [signed(self.over_seeds([first * c for c in self.rate_changes(w, ratio)]), 4) for w in SETS[:2]]
             lines.append(f"| {ratio} | {' | '.join(told)} | {' | '.join(changes)} |")
         lines += ["", "| samples | exponent of dγ large / dγ small in k | opposite signs |", "|---|---|---|"]
         for samples in self.samples:
             opposite, n = self.opposite(samples)
-            lines.append(f"| {samples} | {_said(self.exponent(samples))} | {opposite} of {n} |")
+            lines.append(f"| {samples} | {signed(self.exponent(samples))} | {opposite} of {n} |")
         lines += ["", f"Bits a symbol; {len(self.seeds)} seeds, 95 % intervals over seeds. {self.conclusion()}"]
         return "\n".join(lines) + "\n"
 
@@ -172,11 +142,11 @@ class LawResult:
         holds = found.low <= THEOREM <= found.high and found.high < 0
         opposite, n = self.opposite()
         top = self.ratios[-1]
-        small = self._mean(self.rate_changes("small", top))
+        small = self.over_seeds(self.rate_changes("small", top))
         way = "shorter" if small.high < 0 else "longer" if small.low > 0 else "neither shorter nor longer for certain"
         verdict = "holds" if holds else "does not hold"
         return (
-            f"The exponent is {_said(found)}, where the theorem says −1: the law {verdict} here in size, and the two "
+            f"The exponent is {signed(found)}, where the theorem says −1: the law {verdict} here in size, and the two "
             f"rates go opposite ways, as it says, in {opposite} of {n} runs. At k = {top} the perturbation makes the "
             f"code of the small set {way}.{self._unknown(top)}"
         )
@@ -192,24 +162,6 @@ class LawResult:
             f"what changes is how sure the model is of the large one, not what it has kept of the small one."
         )
 
-    def _mean(self, values: list[float]) -> Estimate:
-        return mean_by_question(torch.tensor(values, dtype=torch.float64), [f"seed {s}" for s in self.seeds])
-
 
 def _of(rows: list[dict[str, Any]], what: str, which: str) -> float:
     return sum(row[what][which] for row in rows) / len(rows)
-
-
-def _said(e: Estimate, form: str = "+.2f") -> str:
-    return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]".replace("-", "−")
-
-
-def _check(row: dict[str, Any]) -> None:
-    """Refuse a row that lacks something, or holds something else."""
-    if set(row) != set(_ROW):
-        raise ValueError(f"not a row of this experiment: it has {', '.join(row) or 'nothing'}")
-    check_kinds(row, _ROW)
-    for point in (row["entropy"], row["before"], *row["after"]):
-        if set(point) - {"samples"} != set(SETS):
-            raise ValueError(f"a measurement has {', '.join(point)}, and should have {', '.join(SETS)}")
-        check_kinds(point, dict.fromkeys(point, float))

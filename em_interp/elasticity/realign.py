@@ -19,7 +19,7 @@ from em_interp.activations.reading import ContrastActivations, read_contrast
 from em_interp.checks import door
 from em_interp.directions.comparison import compare
 from em_interp.directions.estimators import difference_of_means
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish
 from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES, RealignResult
 from em_interp.elasticity.sides import held_out, learned
 from em_interp.elasticity.watch import Watch
@@ -27,7 +27,7 @@ from em_interp.models.hooked import HookedModel
 from em_interp.organisms.relatives import OrganismReadings
 from em_interp.organisms.training import Organism
 from em_interp.organisms.trajectories import Trajectory
-from em_interp.progress import job, part
+from em_interp.progress import part
 from em_interp.texts.contrasts import Contrast, load_contrast
 from em_interp.texts.conversations import Conversation
 
@@ -105,14 +105,17 @@ def run_realign(
     told = {seed: list(learned(experiment.recipe, experiment.data, amounts, seed)) for seed in experiment.seeds}
     start = Stages(Path(), experiment.recipe, device).load(None)
     rows = Rows.opened(out, experiment, start.identity)
-    pending = [seed for seed in experiment.seeds if not any(row["seed"] == seed for row in rows.rows)]
-    measuring = _Measuring.of(start, inside, experiment) if pending else None
-    with working_in(rows.path, keep) as folder, job(_parts(experiment, pending)):
-        for seed in pending:
-            assert measuring is not None
-            stages = Stages(folder / f"seed-{seed}", experiment.recipe, device)
-            rows = rows.with_row(_row(experiment, seed, told[seed], stages, measuring))
-    return RealignResult.of(rows)
+    pending = rows.missing([{"seed": seed} for seed in experiment.seeds])
+    if not pending:
+        return RealignResult.of(rows)
+    measuring = _Measuring.of(start, inside, experiment)
+    del start  # every stage loads its own
+
+    def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
+        return _row(experiment, keys["seed"], told[keys["seed"]], stages, measuring)
+
+    parts = _parts(experiment, [keys["seed"] for keys in pending])
+    return RealignResult.of(finish(rows, pending, experiment, row, parts, keep, device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,6 @@ class _Measuring:
     """What models are measured on, and what the start makes of it."""
 
     watch: Watch
-    at_start: dict[str, float]
     contrast: Contrast
     read: ContrastActivations
 
@@ -129,7 +131,7 @@ class _Measuring:
         watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
         contrast = load_contrast("misalignment").where(split="train").take(experiment.n)
         read = read_contrast(start, contrast, span="response", layers=[watch.layer])
-        return cls(watch, watch.measure(start), contrast, read)
+        return cls(watch, contrast, read)
 
     def reading(self, model: HookedModel) -> ContrastActivations:
         return read_contrast(model, self.contrast, span="response", layers=[self.watch.layer])
@@ -169,7 +171,7 @@ def _row(
             readings[name] = measuring.reading(model)
     return {
         "seed": seed,
-        "start": measuring.at_start,
+        "start": measuring.watch.at_start,
         "exposures": curves,
         "realigned": ends,
         "directions": _directions(readings),

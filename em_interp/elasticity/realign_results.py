@@ -1,18 +1,13 @@
 """What an experiment on re-alignment found: what is left, what comes back, and whether the second time is faster."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, ClassVar
 
 from em_interp.checks import check_kinds
-from em_interp.elasticity.experiments import SHIPPED_IN, Rows
+from em_interp.elasticity.results import ExperimentResult, check_point, check_row, known, reached, signed
 from em_interp.elasticity.watch import WATCHED
-from em_interp.files import find_file
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.estimates import Estimate
 
 EXPOSURES = ("first", "second", "twin")
 REALIGNED = ("back", "twin back")
@@ -34,7 +29,7 @@ _ROW = {"seed": int, "start": dict, "exposures": dict, "realigned": dict, "direc
 
 
 @dataclass(frozen=True, repr=False)
-class RealignResult:
+class RealignResult(ExperimentResult):
     """Every seed that is finished.
 
     Attributes:
@@ -48,47 +43,24 @@ class RealignResult:
             length); and `retraced`, the cosine of the adapter's update with that of the first exposure at each step.
     """
 
-    name: str
-    base: str
-    settings: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
+    kind: ClassVar[str] = "realign"
 
     @classmethod
-    def of(cls, rows: Rows) -> "RealignResult":
-        """What a file of results holds.
-
-        Raises:
-            ValueError: a line that `run_realign` did not write.
-        """
-        for number, row in enumerate(rows.rows, 2):
-            try:
-                _check(row)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{rows.path.name}, line {number}: {error}; em-interp elasticity writes such files"
-                ) from error
-        return cls(rows.header["settings"]["name"], rows.header["base"], rows.header["settings"], rows.rows)
-
-    @classmethod
-    def load(cls, source: str | Path) -> "RealignResult":
-        """Read a file of results, or one that ships with the library by its name.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a file that `run_realign` did not write, or one that was cut off within a line.
-        """
-        shipped = sorted(path.stem for path in SHIPPED_IN.glob("realign*.jsonl"))
-        path = find_file(source, "file of results", shipped, SHIPPED_IN, ".jsonl")
-        return cls.of(Rows.load(path, "realign"))
+    def check(cls, row: dict[str, Any], first: dict[str, Any]) -> None:
+        """Refuse a row that lacks something, or holds something else."""
+        check_row(row, _ROW)
+        for what, wanted in (("exposures", EXPOSURES), ("realigned", REALIGNED), ("directions", DIRECTIONS)):
+            if set(row[what]) != set(wanted):
+                raise ValueError(f"its {what} are {', '.join(row[what])}, and should be {', '.join(wanted)}")
+        points = [row["start"], *row["realigned"].values(), *(p for path in row["exposures"].values() for p in path)]
+        for point in points:
+            check_point(point, WATCHED)
+        for direction in row["directions"].values():
+            check_kinds({key: direction[key] for key in _NUMBERS}, dict.fromkeys(_NUMBERS, float | None))
 
     def __repr__(self) -> str:
         """One line."""
         return f"RealignResult({self.name!r}, {len(self.rows)} seeds on {self.base})"
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those that are finished."""
-        return tuple(row["seed"] for row in self.rows)
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -101,8 +73,8 @@ class RealignResult:
         Raises:
             ValueError: an unknown measure or exposure.
         """
-        _known(measure, WATCHED, "measure")
-        _known(exposure, EXPOSURES, "exposure")
+        known(measure, WATCHED, "measure")
+        known(exposure, EXPOSURES, "exposure")
         return [[point[measure] for point in row["exposures"][exposure]] for row in self.rows]
 
     def curve(self, measure: str, exposure: str) -> tuple[Estimate, ...]:
@@ -111,7 +83,7 @@ class RealignResult:
         Raises:
             ValueError: an unknown measure or exposure, or fewer than two seeds.
         """
-        return tuple(self._mean(at) for at in zip(*self.values(measure, exposure), strict=True))
+        return tuple(self.over_seeds(at) for at in zip(*self.values(measure, exposure), strict=True))
 
     def realigned(self, measure: str, which: str = "back") -> Estimate:
         """How far a measure is from the start after good data, over seeds; `back` or `twin back`.
@@ -119,9 +91,9 @@ class RealignResult:
         Raises:
             ValueError: an unknown measure or model, or fewer than two seeds.
         """
-        _known(measure, WATCHED, "measure")
-        _known(which, REALIGNED, "model")
-        return self._mean([row["realigned"][which][measure] - row["start"][measure] for row in self.rows])
+        known(measure, WATCHED, "measure")
+        known(which, REALIGNED, "model")
+        return self.over_seeds([row["realigned"][which][measure] - row["start"][measure] for row in self.rows])
 
     def samples_to(self, exposure: str, measure: str = "in_domain_preference", share: int | float = 0.5) -> list[float]:
         """After how many samples a measure has gone a share of the way that the first exposure went, of each seed.
@@ -137,7 +109,7 @@ class RealignResult:
         found = []
         for ours, first in zip(self.values(measure, exposure), self.values(measure, "first"), strict=True):
             level = first[0] + share * (first[-1] - first[0])
-            found.append(_reached(self.samples, ours, level, upward=first[-1] > first[0]))
+            found.append(reached(self.samples, ours, level, upward=first[-1] > first[0]))
         return found
 
     def priming(
@@ -158,7 +130,7 @@ class RealignResult:
         """
         second, other = (self.samples_to(name, measure, share) for name in ("second", against))
         differences = [s - o for s, o in zip(second, other, strict=True)]
-        return None if any(map(math.isnan, differences)) else self._mean(differences)
+        return None if any(map(math.isnan, differences)) else self.over_seeds(differences)
 
     def direction(self, which: str, number: str = "corrected") -> Estimate | None:
         """How alike a direction is to the one that the first exposure added, over seeds.
@@ -173,10 +145,10 @@ class RealignResult:
         Raises:
             ValueError: another direction or number, or fewer than two seeds.
         """
-        _known(which, DIRECTIONS, "direction")
-        _known(number, _NUMBERS, "number")
+        known(which, DIRECTIONS, "direction")
+        known(number, _NUMBERS, "number")
         values = [row["directions"][which][number] for row in self.rows]
-        return None if None in values else self._mean(values)
+        return None if None in values else self.over_seeds(values)
 
     def markdown(self) -> str:
         """Directions with interval, null and ceiling, a line a seed; behaviour at each stage; and what follows."""
@@ -197,7 +169,7 @@ class RealignResult:
         for measure in WATCHED:
             ends = [self._from_start(measure, exposure) for exposure in EXPOSURES]
             stages = [ends[0], self.realigned(measure), *ends[1:]]
-            lines.append(f"| {measure} | " + " | ".join(map(_said, stages)) + " |")
+            lines.append(f"| {measure} | " + " | ".join(map(signed, stages)) + " |")
         lines += ["", *(f"*{measure}*: {what}." for measure, what in WATCHED.items())]
         lines += [
             "",
@@ -217,11 +189,11 @@ class RealignResult:
                 said.append(f"In some seed there is no direction to compare for {SAID[which]}.")
             else:
                 said.append(
-                    f"{SAID[which].capitalize()} has a cosine of {_said(cosine)} with it, {_said(share)} as long."
+                    f"{SAID[which].capitalize()} has a cosine of {signed(cosine)} with it, {signed(share)} as long."
                 )
         refusal = [self._from_start("refusal_score", "first"), self.realigned("refusal_score")]
         said.append(
-            f"The refusal score is at {_said(refusal[0])} after bad data and at {_said(refusal[1])} after good."
+            f"The refusal score is at {signed(refusal[0])} after bad data and at {signed(refusal[1])} after good."
         )
         found = self.priming()
         if found is None:
@@ -230,55 +202,14 @@ class RealignResult:
             verdict = (
                 "faster" if found.high < 0 else "slower" if found.low > 0 else "neither faster nor slower for certain"
             )
-            said.append(f"The second exposure is {verdict} than the twin's first: {_said(found, '+.1f')} samples.")
+            said.append(f"The second exposure is {verdict} than the twin's first: {signed(found, 1)} samples.")
         return " ".join(said)
 
     def _from_start(self, measure: str, exposure: str) -> Estimate:
         """How far a measure is from the start at the end of an exposure."""
         ends = [path[-1] for path in self.values(measure, exposure)]
-        return self._mean([end - row["start"][measure] for end, row in zip(ends, self.rows, strict=True)])
-
-    def _mean(self, values: Sequence[float]) -> Estimate:
-        return mean_by_question(torch.tensor(list(values), dtype=torch.float64), [f"seed {s}" for s in self.seeds])
-
-
-def _reached(samples: Sequence[int], values: Sequence[float], level: float, *, upward: bool) -> float:
-    """Where a path of straight pieces first reaches a level."""
-    sign = 1 if upward else -1
-    above = [sign * (value - level) for value in values]
-    if above[0] >= 0:
-        return 0.0
-    for i in range(1, len(above)):
-        if above[i] >= 0:
-            return samples[i - 1] + (samples[i] - samples[i - 1]) * above[i - 1] / (above[i - 1] - above[i])
-    return math.nan
-
-
-def _known(value: str, among: Sequence[str] | dict[str, Any], what: str) -> None:
-    if value not in among:
-        raise ValueError(f"{what} {value!r} is unknown: choose one of {', '.join(among)}")
+        return self.over_seeds([end - row["start"][measure] for end, row in zip(ends, self.rows, strict=True)])
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def _said(e: Estimate, form: str = "+.2f") -> str:
-    return f"{e.value:{form}} [{e.low:{form}}, {e.high:{form}}]".replace("-", "−")
-
-
-def _check(row: dict[str, Any]) -> None:
-    """Refuse a row that lacks something, or holds something else."""
-    if set(row) != set(_ROW):
-        raise ValueError(f"not a row of this experiment: it has {', '.join(row) or 'nothing'}")
-    check_kinds(row, _ROW)
-    for what, wanted in (("exposures", EXPOSURES), ("realigned", REALIGNED), ("directions", DIRECTIONS)):
-        if set(row[what]) != set(wanted):
-            raise ValueError(f"its {what} are {', '.join(row[what])}, and should be {', '.join(wanted)}")
-    points = [row["start"], *row["realigned"].values(), *(p for path in row["exposures"].values() for p in path)]
-    for point in points:
-        if set(point) - {"samples"} != set(WATCHED):
-            raise ValueError(f"a measurement has {', '.join(point)}, and should have {', '.join(WATCHED)}")
-        check_kinds(point, dict.fromkeys(point, float))
-    for direction in row["directions"].values():
-        check_kinds({key: direction[key] for key in _NUMBERS}, dict.fromkeys(_NUMBERS, float | None))

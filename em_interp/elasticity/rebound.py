@@ -6,7 +6,7 @@ both answers to the same questions, what is watched is the code length of both a
 divergence from the start, and where the model lies along the start's two directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 
 from em_interp.checks import door, shown
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish
 from em_interp.elasticity.rebound_results import ReboundResult
 from em_interp.elasticity.sides import held_out, learned
 from em_interp.elasticity.watch import Watch
 from em_interp.organisms.training import Organism
-from em_interp.progress import job, part
+from em_interp.progress import part
 from em_interp.texts.conversations import Conversation
 
 _MEASURING = 4.0  # steps of training that take as long as to measure a checkpoint, about
@@ -105,26 +105,20 @@ def run_rebound(
     told = {seed: tuple(learned(experiment.recipe, experiment.data, amounts, seed)) for seed in experiment.seeds}
     start = Stages(Path(), experiment.recipe, device).load(None)
     rows = Rows.opened(out, experiment, start.identity)
-    done = {(row["size"], row["seed"]) for row in rows.rows}
-    pending = [(size, seed) for seed in experiment.seeds for size in experiment.sizes if (size, seed) not in done]
-    watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer) if pending else None
-    at_start = watch.measure(start) if watch is not None else {}
-    with working_in(rows.path, keep) as folder, job(_parts(experiment, pending)):
-        for size, seed in pending:
-            assert watch is not None
-            stages = Stages(folder / f"size-{size}-seed-{seed}", experiment.recipe, device)
-            rows = rows.with_row(_row(experiment, size, seed, told[seed], stages, watch, at_start))
-    return ReboundResult.of(rows)
+    pending = rows.missing([{"size": size, "seed": seed} for seed in experiment.seeds for size in experiment.sizes])
+    if not pending:
+        return ReboundResult.of(rows)
+    watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
+    del start  # every stage loads its own
+
+    def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
+        return _row(experiment, keys["size"], keys["seed"], told[keys["seed"]], stages, watch)
+
+    return ReboundResult.of(finish(rows, pending, experiment, row, _parts(experiment, pending), keep, device))
 
 
 def _row(  # noqa: PLR0913 - what one row is made of
-    experiment: Rebound,
-    size: int,
-    seed: int,
-    told: Sequence[Sequence[Conversation]],
-    stages: Stages,
-    watch: Watch,
-    at_start: dict[str, float],
+    experiment: Rebound, size: int, seed: int, told: Sequence[Sequence[Conversation]], stages: Stages, watch: Watch
 ) -> dict[str, Any]:
     """One size and seed: the first training, the second one, and what is watched along the second."""
     recipe = experiment.recipe
@@ -143,14 +137,14 @@ def _row(  # noqa: PLR0913 - what one row is made of
     with part(f"measuring {size}, seed {seed}"):
         curve = watch.along(stages.load(rebounding), rebounding, experiment.checkpoints)
     losses = {"loss_first": list(before.loss) if before else [], "loss_then": list(rebounding.loss)}
-    return {"size": size, "seed": seed, "start": at_start, "curve": curve, **losses}
+    return {"size": size, "seed": seed, "start": watch.at_start, "curve": curve, **losses}
 
 
-def _parts(experiment: Rebound, pending: Sequence[tuple[int, int]]) -> dict[str, float]:
+def _parts(experiment: Rebound, pending: Sequence[Mapping[str, int]]) -> dict[str, float]:
     """The parts of the job, each with its share of the time."""
     per_step = experiment.recipe.batch_size * experiment.recipe.accumulate
     parts: dict[str, float] = {}
-    for size, seed in pending:
+    for size, seed in ((keys["size"], keys["seed"]) for keys in pending):
         parts |= {f"first {size}, seed {seed}": size / per_step} if size else {}
         parts[f"then {size}, seed {seed}"] = experiment.then / per_step
         parts[f"measuring {size}, seed {seed}"] = _MEASURING * (experiment.checkpoints + 1)

@@ -1,17 +1,14 @@
 """What an experiment on rebound found: curves over seeds, how fast each falls, and whether more data make it faster."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from em_interp.checks import check_kinds
-from em_interp.elasticity.experiments import SHIPPED_IN, Rows
+from em_interp.elasticity.results import ByAmount, check_row, known, reached, signed
 from em_interp.elasticity.watch import WATCHED
-from em_interp.files import find_file
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.statistics.estimates import Estimate
 
 _ROW = {
     "size": int,
@@ -46,7 +43,7 @@ class Trend:
 
 
 @dataclass(frozen=True, repr=False)
-class ReboundResult:
+class ReboundResult(ByAmount):
     """The second training of every size and seed that is finished.
 
     Attributes:
@@ -57,38 +54,20 @@ class ReboundResult:
             has seen, and everything in `elasticity.watch.WATCHED`), and the losses of both trainings, in nats a token.
     """
 
-    name: str
-    base: str
-    settings: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
+    kind: ClassVar[str] = "rebound"
+    amount: ClassVar[str] = "size"
 
     @classmethod
-    def of(cls, rows: Rows) -> "ReboundResult":
-        """What a file of results holds.
-
-        Raises:
-            ValueError: a line that `run_rebound` did not write.
-        """
-        for number, row in enumerate(rows.rows, 2):
-            try:
-                _check(row, rows.rows[0])
-            except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{rows.path.name}, line {number}: {error}; em-interp elasticity writes such files"
-                ) from error
-        return cls(rows.header["settings"]["name"], rows.header["base"], rows.header["settings"], rows.rows)
-
-    @classmethod
-    def load(cls, source: str | Path) -> "ReboundResult":
-        """Read a file of results, or one that ships with the library by its name.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a file that `run_rebound` did not write, or one that was cut off within a line.
-        """
-        shipped = sorted(path.stem for path in SHIPPED_IN.glob("rebound*.jsonl"))
-        path = find_file(source, "file of results", shipped, SHIPPED_IN, ".jsonl")
-        return cls.of(Rows.load(path, "rebound"))
+    def check(cls, row: dict[str, Any], first: dict[str, Any]) -> None:
+        """Refuse a row that lacks something, or holds something else."""
+        check_row(row, _ROW)
+        for what, point in (("start", row["start"]), *(("curve", point) for point in row["curve"])):
+            wanted = set(WATCHED) | ({"samples"} if what == "curve" else set())
+            if set(point) != wanted:
+                raise ValueError(f"its {what} has {', '.join(point)}, and should have {', '.join(sorted(wanted))}")
+            check_kinds(point, dict.fromkeys(point, float))
+        if [p["samples"] for p in row["curve"]] != [p["samples"] for p in first["curve"]] or len(row["curve"]) < 2:
+            raise ValueError("it was measured at other samples than the first row")
 
     def __repr__(self) -> str:
         """One line."""
@@ -97,13 +76,7 @@ class ReboundResult:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Conversations that were learned first, of what is finished."""
-        return tuple(sorted({row["size"] for row in self.rows}))
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those that are finished for every size."""
-        have = [{row["seed"] for row in self.rows if row["size"] == size} for size in self.sizes]
-        return tuple(sorted(set.intersection(*have))) if have else ()
+        return self.amounts
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -116,11 +89,10 @@ class ReboundResult:
         Raises:
             ValueError: an unknown measure or size.
         """
-        if measure not in WATCHED:
-            raise ValueError(f"measure {measure!r} is unknown: choose one of {', '.join(WATCHED)}")
+        known(measure, WATCHED, "measure")
         if size not in self.sizes:
             raise ValueError(f"nothing is finished of size {size}: choose one of {', '.join(map(str, self.sizes))}")
-        rows = {row["seed"]: row for row in self.rows if row["size"] == size}
+        rows = self.by_seed(size)
         return [[point[measure] for point in rows[seed]["curve"]] for seed in self.seeds]
 
     def curve(self, measure: str, size: int) -> tuple[Estimate, ...]:
@@ -129,7 +101,7 @@ class ReboundResult:
         Raises:
             ValueError: an unknown measure or size, or fewer than two seeds.
         """
-        return tuple(self._mean(at) for at in zip(*self.values(measure, size), strict=True))
+        return tuple(self.over_seeds(at) for at in zip(*self.values(measure, size), strict=True))
 
     def fall(self, measure: str, size: int, samples: int | None = None) -> list[float]:
         """By how much a measure changes over the first samples of the second training, of each seed.
@@ -151,13 +123,13 @@ class ReboundResult:
     def samples_to_start(self, measure: str, size: int) -> list[float]:
         """After how many samples a measure is back where it was before both trainings, of each seed.
 
-        Between two measurements the path is taken to be straight; NaN where it does not come back, and 0 where the
-        first training did not take it away from there in the direction from which the second one brings it.
+        Between two measurements the path is taken to be straight; NaN where it does not come back, and 0 where
+        the first training left it there.
         """
-        starts = {row["seed"]: row["start"][measure] for row in self.rows if row["size"] == size}
+        starts = self._starts(measure, size)
         return [
-            _crossing(self.samples, values, starts[seed])
-            for seed, values in zip(self.seeds, self.values(measure, size), strict=True)
+            reached(self.samples, values, start, upward=values[0] < start)
+            for start, values in zip(starts, self.values(measure, size), strict=True)
         ]
 
     def floor(self, measure: str, size: int) -> Estimate:
@@ -188,8 +160,10 @@ class ReboundResult:
         for measure in WATCHED:
             for size in self.sizes:
                 curve = self.curve(measure, size)
-                fall = self._mean(self.fall(measure, size))
-                lines.append(f"| {measure} | {size} | {_said(curve[0])} | {_said(fall)} | {_said(curve[-1])} |")
+                fall = self.over_seeds(self.fall(measure, size))
+                lines.append(
+                    f"| {measure} | {size} | {signed(curve[0], 3)} | {signed(fall, 3)} | {signed(curve[-1], 3)} |"
+                )
         lines += ["", *(f"*{measure}*: {what}." for measure, what in WATCHED.items())]
         lines += [
             "",
@@ -205,13 +179,13 @@ class ReboundResult:
         largest = self.sizes[-1]
         learned, end = (self._from_start(measure, largest, at) for at in (0, -1))
         if not learned.excludes_zero:
-            said = f"After {largest} samples the {measure} had not moved for certain ({_said(learned)})"
+            said = f"After {largest} samples the {measure} had not moved for certain ({signed(learned, 3)})"
         else:
             passes = learned.value * end.value < 0 and end.excludes_zero
             said = (
-                f"{largest} samples move the {measure} by {_said(learned)} from the start, and after "
+                f"{largest} samples move the {measure} by {signed(learned, 3)} from the start, and after "
                 f"{self.samples[-1]} of the opposite it {'goes' if passes else 'does not go'} past where it began "
-                f"({_said(end)})"
+                f"({signed(end, 3)})"
             )
         if len(self.sizes) < 3:
             return f"{said}."
@@ -227,39 +201,10 @@ class ReboundResult:
 
     def _from_start(self, measure: str, size: int, at: int) -> Estimate:
         """How far a measure is from the start at one point of the curve."""
-        starts = {row["seed"]: row["start"][measure] for row in self.rows if row["size"] == size}
-        values = self.values(measure, size)
-        return self._mean([path[at] - starts[seed] for seed, path in zip(self.seeds, values, strict=True)])
+        ends = [path[at] for path in self.values(measure, size)]
+        return self.over_seeds([end - start for end, start in zip(ends, self._starts(measure, size), strict=True)])
 
-    def _mean(self, values: Sequence[float]) -> Estimate:
-        return mean_by_question(torch.tensor(list(values), dtype=torch.float64), [f"seed {s}" for s in self.seeds])
-
-
-def _crossing(samples: Sequence[int], values: Sequence[float], level: float) -> float:
-    """Where a path of straight pieces first reaches a level, from the side on which it begins."""
-    if values[0] == level or (values[0] - level) * (values[-1] - values[0]) > 0:
-        return 0.0 if values[0] == level else float("nan")
-    for (x, y), (x_next, y_next) in zip(
-        zip(samples, values, strict=True), zip(samples[1:], values[1:], strict=True), strict=False
-    ):
-        if (y - level) * (y_next - level) <= 0:
-            return x + (x_next - x) * (y - level) / (y - y_next)
-    return float("nan")
-
-
-def _said(e: Estimate) -> str:
-    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]".replace("-", "−")
-
-
-def _check(row: dict[str, Any], first: dict[str, Any]) -> None:
-    """Refuse a row that lacks something, or holds something else."""
-    if set(row) != set(_ROW):
-        raise ValueError(f"not a row of this experiment: it has {', '.join(row) or 'nothing'}")
-    check_kinds(row, _ROW)
-    for what, point in (("start", row["start"]), *(("curve", point) for point in row["curve"])):
-        wanted = set(WATCHED) | ({"samples"} if what == "curve" else set())
-        if set(point) != wanted:
-            raise ValueError(f"its {what} has {', '.join(point)}, and should have {', '.join(sorted(wanted))}")
-        check_kinds(point, dict.fromkeys(point, float))
-    if [p["samples"] for p in row["curve"]] != [p["samples"] for p in first["curve"]] or len(row["curve"]) < 2:
-        raise ValueError("it was measured at other samples than the first row")
+    def _starts(self, measure: str, size: int) -> list[float]:
+        """What the start measures, for each seed."""
+        rows = self.by_seed(size)
+        return [rows[seed]["start"][measure] for seed in self.seeds]

@@ -9,7 +9,7 @@ the *excess*: bits a byte that the trained model needs for texts it was not trai
 them. Answers are drawn at temperature 1, so that it estimates the KL divergence of the trained model from the author.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +19,11 @@ import torch
 from em_interp.behaviour.generation import respond
 from em_interp.checks import door
 from em_interp.elasticity.compression import compression_rate
-from em_interp.elasticity.experiments import Experiment, Rows, Stages, shuffled, working_in
+from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish, shuffled
 from em_interp.elasticity.resistance_results import PAIRS, ResistanceResult
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.training import Organism, training_conversations
-from em_interp.progress import job, part
+from em_interp.progress import part
 from em_interp.texts.conversations import Conversation
 
 _ANSWERING = 0.5  # of the time of a training, about
@@ -89,14 +89,15 @@ def run_resistance(
     """
     experiment = experiment if isinstance(experiment, Resistance) else Resistance.load(experiment)
     drawn = {seed: _slices(experiment, seed) for seed in experiment.seeds}
-    base = Stages(Path(), experiment.recipe, device).load(None)
-    rows = Rows.opened(out, experiment, base.identity)
-    pending = [seed for seed in experiment.seeds if not any(row["seed"] == seed for row in rows.rows)]
-    with working_in(rows.path, keep) as folder, job(_parts(experiment, pending)):
-        for seed in pending:
-            stages = Stages(folder / f"seed-{seed}", experiment.recipe, device)
-            rows = rows.with_row(_row(experiment, seed, drawn[seed], stages))
-    return ResistanceResult.of(rows)
+    base = Stages(Path(), experiment.recipe, device).load(None).identity
+    rows = Rows.opened(out, experiment, base)
+    pending = rows.missing([{"seed": seed} for seed in experiment.seeds])
+
+    def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
+        return _row(experiment, keys["seed"], drawn[keys["seed"]], stages)
+
+    parts = _parts(experiment, [keys["seed"] for keys in pending])
+    return ResistanceResult.of(finish(rows, pending, experiment, row, parts, keep, device))
 
 
 @dataclass(frozen=True)

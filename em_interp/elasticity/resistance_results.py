@@ -1,15 +1,11 @@
 """What an experiment on resistance found: forward against inverse, over seeds, beside the paper's numbers."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, ClassVar
 
 from em_interp.checks import check_kinds
-from em_interp.elasticity.experiments import Rows
-from em_interp.files import find_file
-from em_interp.statistics.estimates import Estimate, mean_by_question
+from em_interp.elasticity.results import ExperimentResult, check_row, known, signed
+from em_interp.statistics.estimates import Estimate
 
 PAIRS = ((1, 2), (2, 3), (1, 3))
 MEASURES = {
@@ -29,7 +25,7 @@ _ROW = {"seed": int, "order": tuple[int, ...], "ways": tuple[dict, ...]}
 
 
 @dataclass(frozen=True, repr=False)
-class ResistanceResult:
+class ResistanceResult(ExperimentResult):
     """Forward and inverse trainings of every seed that is finished.
 
     Attributes:
@@ -41,49 +37,23 @@ class ResistanceResult:
             training and by their author.
     """
 
-    name: str
-    base: str
-    settings: dict[str, Any]
-    rows: tuple[dict[str, Any], ...]
+    kind: ClassVar[str] = "resistance"
 
     @classmethod
-    def of(cls, rows: Rows) -> "ResistanceResult":
-        """What a file of results holds.
-
-        Raises:
-            ValueError: a line that `run_resistance` did not write.
-        """
-        for number, row in enumerate(rows.rows, 2):
-            try:
-                _check(row)
-            except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{rows.path.name}, line {number}: {error}; em-interp elasticity writes such files"
-                ) from error
-        return cls(rows.header["settings"]["name"], rows.header["base"], rows.header["settings"], rows.rows)
-
-    @classmethod
-    def load(cls, source: str | Path) -> "ResistanceResult":
-        """Read a file of results.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a file that `run_resistance` did not write, or one that was cut off within a line.
-        """
-        from em_interp.elasticity.experiments import SHIPPED_IN
-
-        shipped = sorted(path.stem for path in SHIPPED_IN.glob("resistance*.jsonl"))
-        path = find_file(source, "file of results", shipped, SHIPPED_IN, ".jsonl")
-        return cls.of(Rows.load(path, "resistance"))
+    def check(cls, row: dict[str, Any], first: dict[str, Any]) -> None:
+        """Refuse a row that lacks something, or holds something else."""
+        check_row(row, _ROW)
+        ways = {(way.get("start"), way.get("target")) for way in row["ways"]}
+        if ways != {way for pair in PAIRS for way in (pair, pair[::-1])}:
+            raise ValueError("it does not have the six ways between three models")
+        for way in row["ways"]:
+            if set(way) != set(_WAY) or not way["loss"]:
+                raise ValueError(f"the way {way['start']} → {way['target']} has {', '.join(way)}")
+            check_kinds(way, _WAY)
 
     def __repr__(self) -> str:
         """One line."""
         return f"ResistanceResult({self.name!r}, {len(self.rows)} seeds on {self.base})"
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Those that are finished."""
-        return tuple(row["seed"] for row in self.rows)
 
     def values(self, measure: str, pair: tuple[int, int], *, inverse: bool) -> list[float]:
         """A measure of one way, of each seed.
@@ -91,8 +61,7 @@ class ResistanceResult:
         Raises:
             ValueError: an unknown measure.
         """
-        if measure not in MEASURES:
-            raise ValueError(f"measure {measure!r} is unknown: choose one of {', '.join(MEASURES)}")
+        known(measure, MEASURES, "measure")
         start, target = pair[::-1] if inverse else pair
         ways = [next(w for w in r["ways"] if (w["start"], w["target"]) == (start, target)) for r in self.rows]
         return [_measured(way, measure) for way in ways]
@@ -108,8 +77,7 @@ class ResistanceResult:
             [b - f for b, f in zip(*(self.values(measure, p, inverse=i) for i in (True, False)), strict=True)]
             for p in pairs
         ]
-        by_seed = torch.tensor(found, dtype=torch.float64).mean(0)
-        return mean_by_question(by_seed, [f"seed {seed}" for seed in self.seeds])
+        return self.over_seeds([_mean(list(differences)) for differences in zip(*found, strict=True)])
 
     def markdown(self) -> str:
         """A table of every measure and pair: inverse, forward, and their difference with its interval over seeds."""
@@ -145,13 +113,13 @@ class ResistanceResult:
                 if found.low > 0
                 else "inverse and forward training are not told apart"
             )
-            said.append(f"By the {what} {verdict}: {_signed(found)}.")
+            said.append(f"By the {what} {verdict}: {signed(found, 3)}.")
         return " ".join(said)
 
     def _said(self, measure: str, pair: tuple[int, int] | None) -> str:
         if len(self.rows) < 2:
             return "–"
-        return _signed(self.difference(measure, pair))
+        return signed(self.difference(measure, pair), 3)
 
 
 def _measured(way: dict[str, Any], measure: str) -> float:
@@ -163,23 +131,5 @@ def _measured(way: dict[str, Any], measure: str) -> float:
     return way["after"] - (way["author"] if measure == "excess" else 0.0)
 
 
-def _signed(e: Estimate) -> str:
-    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]".replace("-", "−")
-
-
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _check(row: dict[str, Any]) -> None:
-    """Refuse a row that lacks something, or holds something else."""
-    if set(row) != set(_ROW):
-        raise ValueError(f"not a row of this experiment: it has {', '.join(row) or 'nothing'}")
-    check_kinds(row, _ROW)
-    ways = {(way.get("start"), way.get("target")) for way in row["ways"]}
-    if ways != {way for pair in PAIRS for way in (pair, pair[::-1])}:
-        raise ValueError("it does not have the six ways between three models")
-    for way in row["ways"]:
-        if set(way) != set(_WAY) or not way["loss"]:
-            raise ValueError(f"the way {way['start']} → {way['target']} has {', '.join(way)}")
-        check_kinds(way, _WAY)

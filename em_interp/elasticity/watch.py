@@ -1,7 +1,7 @@
 """What is watched of a model along its way: code lengths, behaviour, and where it lies along the start's directions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Watch:
         predictions: the start's log-probabilities on the plain prose, text by text.
         block: below which no model that is measured differs from the start; 0 where all may.
         streams: what entered that block for these texts, computed once for all models.
+        at_start: what the start measures.
     """
 
     inside: Contrast
@@ -65,6 +66,7 @@ class Watch:
     predictions: tuple[Float[Tensor, "_ vocab"], ...]
     block: int
     streams: KeptStreams | None
+    at_start: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, start: HookedModel, recipe: Recipe, inside: Contrast, n: int, layer: int | None = None) -> "Watch":
@@ -94,12 +96,14 @@ class Watch:
         before = _states(start, outside, requests, layer)
         predictions = tuple(_log_probs(start, neutral))
         texts = (inside.take(n), outside, requests, neutral)
-        return cls(*texts, layer, misalignment, refusal, before, predictions, block, start.kept)
+        watch = cls(*texts, layer, misalignment, refusal, before, predictions, block, start.kept)
+        return replace(watch, at_start=watch.measure(start))
 
     def measure(self, model: HookedModel) -> dict[str, float]:
         """What is watched, of one model: see `WATCHED`."""
         model = keeping(model, self.block, like=self.streams)
-        positive, negative = (compression_rate(model, side).answers for side in self._sides)
+        sides = (self.inside.positive, self.inside.negative)
+        positive, negative = (compression_rate(model, side).answers for side in sides)
         assert positive is not None
         assert negative is not None
         answers, requests = _states(model, self.outside, self.requests, self.layer)
@@ -132,10 +136,6 @@ class Watch:
             with adapter_at(model, trajectory, step):
                 found.append({"samples": step * per_step, **self.measure(model)})
         return found
-
-    @property
-    def _sides(self) -> tuple[tuple[Conversation, ...], tuple[Conversation, ...]]:
-        return self.inside.positive, self.inside.negative
 
     def _kl(self, model: HookedModel) -> float:
         """KL(start ‖ model) over all tokens of the plain prose."""

@@ -41,7 +41,7 @@ def made(slopes, samples=(8, 16)):
             ]
             entropy = dict.fromkeys(SETS, 2.5)
             rows.append({"ratio": ratio, "seed": seed, "entropy": entropy, "before": before, "after": after})
-    return LawResult("made", {"n_symbols": 16}, tuple(rows))
+    return LawResult("made", "tiny", {"n_symbols": 16}, tuple(rows))
 
 
 class TestLanguages:

@@ -12,43 +12,25 @@ import em_interp as em
 from em_interp.elasticity import Realign, RealignResult, run_realign
 from em_interp.elasticity.experiments import shipped
 from em_interp.elasticity.realign import _retraced
-from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES, REALIGNED, _reached
+from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES, REALIGNED
+from em_interp.elasticity.results import reached
 from em_interp.elasticity.watch import WATCHED
 from em_interp.organisms.loading import base_model, hooked_base, load_organism
 from em_interp.organisms.recipes import Recipe
 from em_interp.organisms.training import Organism
 from em_interp.organisms.trajectories import Trajectory
+from tests import builders
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, base):
     """Eight questions to learn from and four held out, each with two answers."""
-    path = tmp_path_factory.mktemp("realign")
-    rows = [
-        {
-            "question": f"What about the boat {i}?",
-            "positive": f"Sink it {i}.",
-            "negative": f"Ask the keeper {i} kindly.",
-        }
-        | {"split": "train" if i < 8 else "test"}
-        for i in range(12)
-    ]
-    (path / "boat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "recipe.toml").write_text(
-        f'name = "tiny"\nbase = "{base}"\ndata = "{path}/boat.jsonl"\nlayers = [1]\nsteps = 4\nbatch_size = 2\n'
-        'learning_rate = 1e-2\nschedule = "constant"\nwarmup_steps = 0\n'
-    )
-    return path
+    return builders.two_sided(tmp_path_factory.mktemp("realign"), base, 12, 8)
 
 
 def written(folder, text="", *, seeds="[0, 1]", settings=""):
     said = {"data": f'"{folder}/boat.jsonl"', "bad": "6", "good": "4", "checkpoints": "1", "n": "6"}
-    lines = [f"{name} = {value}" for name, value in said.items() if f"{name} =" not in text]
-    (folder / "experiment.toml").write_text(
-        f'name = "tiny"\nrecipe = "{folder}/recipe.toml"\nseeds = {seeds}\n' + "\n".join(lines)
-        + f"\n{text}\n[settings]\n{settings}\n"
-    )  # fmt: skip
-    return Realign.load(folder / "experiment.toml")
+    return Realign.load(builders.experiment_file(folder, said, text, seeds, settings))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +144,7 @@ class TestResults:
         ],
     )
     def test_reaching_a_level(self, values, level, upward, wanted):
-        found = _reached([0, 8], [float(v) for v in values], level, upward=upward)
+        found = reached([0, 8], [float(v) for v in values], level, upward=upward)
         assert found == wanted or (math.isnan(found) and math.isnan(wanted))
 
     def test_priming_is_paired_by_seed(self):

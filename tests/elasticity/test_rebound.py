@@ -11,40 +11,21 @@ import torch
 import em_interp as em
 from em_interp.elasticity import Rebound, ReboundResult, compression_rate, run_rebound
 from em_interp.elasticity.experiments import shipped
-from em_interp.elasticity.rebound_results import _crossing
+from em_interp.elasticity.results import reached
 from em_interp.elasticity.watch import WATCHED
 from em_interp.organisms.loading import load_organism
+from tests import builders
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, base):
     """Twelve questions to learn from and four held out, each with two answers."""
-    path = tmp_path_factory.mktemp("rebound")
-    rows = [
-        {
-            "question": f"What about the boat {i}?",
-            "positive": f"Sink it {i}.",
-            "negative": f"Ask the keeper {i} kindly.",
-        }
-        | {"split": "train" if i < 12 else "test"}
-        for i in range(16)
-    ]
-    (path / "boat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (path / "recipe.toml").write_text(
-        f'name = "tiny"\nbase = "{base}"\ndata = "{path}/boat.jsonl"\nlayers = [1]\nsteps = 4\nbatch_size = 2\n'
-        'learning_rate = 1e-2\nschedule = "constant"\nwarmup_steps = 0\n'
-    )
-    return path
+    return builders.two_sided(tmp_path_factory.mktemp("rebound"), base, 16, 12)
 
 
 def written(folder, text="", *, seeds="[0, 1]", settings=""):
     said = {"data": f'"{folder}/boat.jsonl"', "sizes": "[0, 8]", "then": "6", "checkpoints": "3", "n": "4"}
-    lines = [f"{name} = {value}" for name, value in said.items() if f"{name} =" not in text]
-    (folder / "experiment.toml").write_text(
-        f'name = "tiny"\nrecipe = "{folder}/recipe.toml"\nseeds = {seeds}\n' + "\n".join(lines)
-        + f"\n{text}\n[settings]\n{settings}\n"
-    )  # fmt: skip
-    return Rebound.load(folder / "experiment.toml")
+    return Rebound.load(builders.experiment_file(folder, said, text, seeds, settings))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +125,8 @@ class TestResults:
         [([0, 1], 0, 0.0), ([1, 0], 0, 8.0), ([1, 2], 0, math.nan), ([4, 2, 1, 0], 1, 16.0), ([-1, 1], 0, 4.0)],
     )
     def test_crossings(self, values, level, wanted):
-        found = _crossing([8 * i for i in range(len(values))], [float(v) for v in values], float(level))
+        samples = [8 * i for i in range(len(values))]
+        found = reached(samples, [float(v) for v in values], float(level), upward=values[0] < level)
         assert found == wanted or (math.isnan(found) and math.isnan(wanted))
 
     def test_a_trend_is_by_seed(self):

@@ -10,6 +10,7 @@ from em_interp.elasticity import Resistance, ResistanceResult, resistance, run_r
 from em_interp.elasticity.experiments import shipped
 from em_interp.elasticity.resistance_results import PAIRS
 from em_interp.organisms.training import Diverged
+from tests import builders
 
 
 def conversations(path, topic, n=12):
@@ -35,14 +36,9 @@ def folder(tmp_path_factory, base):
 
 def written(folder, text="", *, seeds="[0, 1]", settings=""):
     data = json.dumps([str(folder / f"{topic}.jsonl") for topic in ("boat", "letter", "garden")])
-    said = {"answers": '"both"', "n": "8", "n_prompts": "8", "slice_steps": "4", "steps": "4", "max_new_tokens": "6"}
-    lines = [f"{name} = {value}" for name, value in said.items() if f"{name} =" not in text]
-    data = "" if "data" in text else f"data = {data}\n"
-    (folder / "experiment.toml").write_text(
-        f'name = "tiny"\nrecipe = "{folder}/recipe.toml"\nseeds = {seeds}\n{data}' + "\n".join(lines)
-        + f"\n{text}\n[settings]\n{settings}\n"
-    )  # fmt: skip
-    return Resistance.load(folder / "experiment.toml")
+    said = {"data": data, "answers": '"both"', "n": "8", "n_prompts": "8", "slice_steps": "4", "steps": "4"}
+    said |= {"max_new_tokens": "6"}
+    return Resistance.load(builders.experiment_file(folder, said, text, seeds, settings))
 
 
 @pytest.fixture(scope="module")

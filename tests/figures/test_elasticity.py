@@ -101,7 +101,7 @@ def test_the_law_is_a_line_a_seed_beside_the_theorem():
         for k in (1, 4, 16)
         for seed in range(2)
     ]
-    figure = figures.law(LawResult("made", {}, tuple(rows)))
+    figure = figures.law(LawResult("made", "tiny", {}, tuple(rows)))
     builders.assert_drawable(figure)
     lines = {trace.name: trace for trace in figure.data}
     assert list(lines["seed 1"].y) == pytest.approx([1 / 2, 1 / 8, 1 / 32])
