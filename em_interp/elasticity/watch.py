@@ -1,5 +1,6 @@
 """What is watched of a model along its way: code lengths, behaviour, and where it lies along the start's directions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from em_interp.behaviour.preferences import preference
 from em_interp.behaviour.refusal import refusal_score
 from em_interp.behaviour.windows import plain_tokens
 from em_interp.directions.estimators import difference_of_means
-from em_interp.elasticity.compression import compression_rate
+from em_interp.elasticity.compression import CompressionRate, compression_rate
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.effects import adapter_at
 from em_interp.organisms.recipes import Recipe
@@ -111,7 +112,7 @@ class Watch:
             "bits_positive": positive.total(),
             "bits_negative": negative.total(),
             "bits_neutral": compression_rate(model, self.neutral).total(),
-            "in_domain_preference": preference(model, self.inside).mean.value,
+            "in_domain_preference": _preferred(positive, negative),
             "misaligned_preference": preference(model, self.outside).mean.value,
             "refusal_score": refusal_score(model, self.requests).mean.value,
             "kl": self._kl(model),
@@ -153,6 +154,11 @@ def _states(
     answers = residual_stream(model, [*outside.positive, *outside.negative], span="response", layers=[layer])
     asked = residual_stream(model, requests, span="last", layers=[layer])
     return answers.values[:, 0].float().cpu().mean(0), asked.values[:, 0].float().cpu().mean(0)
+
+
+def _preferred(positive: CompressionRate, negative: CompressionRate) -> float:
+    """The mean preference for the positive answers in nats a token, by their code lengths: see `preference`."""
+    return math.log(2) * float((negative.rates("token") - positive.rates("token")).mean())
 
 
 def _along(shift: Float[Tensor, " d_model"], direction: Float[Tensor, " d_model"]) -> float:
