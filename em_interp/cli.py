@@ -283,7 +283,7 @@ def _experiment(  # noqa: PLR0913 - what every experiment takes
 
         found = getattr(experiments, f"run_{kind}")(experiment, out, keep=keep, device=device)
     _say(f"{found!r}; written to {out}", quiet)
-    typer.echo(found.markdown() if len(found.seeds) > 1 else found.conclusion(), nl=False)
+    typer.echo(found.markdown() if found.enough else found.conclusion(), nl=False)
 
 
 @app.command()
@@ -539,14 +539,16 @@ def _question_line(question) -> str:
 
 def _report(settings, out: Path, quiet: bool) -> None:
     with _plain_errors(), _silence(quiet):
+        from em_interp.elasticity import results_in
         from em_interp.report.main_job import study
         from em_interp.report.page import write_report
         from em_interp.report.settings import Materials
 
+        beside = results_in(out)  # before anything is computed: a file that was cut off is refused
         _say(f"loading {settings.model}", quiet)
         materials = Materials.of(settings, judge_logs=out / "judge-logs")
         _say(f"reading, comparing and intervening on {materials.model}", quiet)
-        results = study(materials, settings)
+        results = replace(study(materials, settings), elasticity=beside)
         path = write_report(out, results)
     _say(f"{results.seconds:.0f} s. Open {path}", quiet)
 

@@ -7,6 +7,7 @@ import em_interp as em
 import em_interp.organisms.cards
 from em_interp.behaviour import BehaviourKey
 from em_interp.cli import app
+from tests import made_results
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +225,17 @@ def test_report_reads_a_file_and_flags_win(folder):
         f'model = "nobody/nothing"\nfirst = "{folder}/misalignment.jsonl"\nsecond = "{folder}/refusal.jsonl"\n'
         "control_questions = 0\nheld_out_questions = 0\nopen_questions = 3\nn_resamples = 50\n"
     )
-    result = run("report", settings, "--model", folder / "tiny", "--out", folder / "report", "--quiet")
+    flags = ("--model", folder / "tiny", "--out", folder / "report", "--quiet")
+    (folder / "report").mkdir()
+    beside = made_results.written(made_results.rebound(), folder / "report" / "rebound.jsonl")
+    result = run("report", settings, *flags)
     assert result.exit_code == 0, result.output
     assert result.output == ""
-    assert (folder / "report" / "report.html").is_file()
+    assert "How fast is it taken back what was learned?" in (folder / "report" / "report.html").read_text()
+    beside.write_text(beside.read_text()[:-9])
+    result = run("report", settings, *flags)
+    assert result.exit_code == 2
+    assert "rebound.jsonl, line 7" in result.output
 
 
 def test_train_makes_an_organism_and_card_measures_it(folder, monkeypatch):

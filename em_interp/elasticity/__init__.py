@@ -2,19 +2,22 @@
 
 from em_interp.elasticity.coder import Header, decode, encode, read_header
 from em_interp.elasticity.compression import CompressionRate, baseline_rates, compression_rate
+from em_interp.elasticity.found import results_in
 from em_interp.elasticity.languages import Language
 from em_interp.elasticity.law import Law, run_law
 from em_interp.elasticity.law_results import LawResult
 from em_interp.elasticity.realign import Realign, run_realign
 from em_interp.elasticity.realign_results import RealignResult
 from em_interp.elasticity.rebound import Rebound, run_rebound
-from em_interp.elasticity.rebound_results import ReboundResult, Trend
+from em_interp.elasticity.rebound_results import ReboundResult, Trend, trend_over_models
 from em_interp.elasticity.resistance import Resistance, run_resistance
 from em_interp.elasticity.resistance_results import ResistanceResult
+from em_interp.elasticity.results import ExperimentResult
 from em_interp.elasticity.token_tree import TokenTree
 
 __all__ = [
     "CompressionRate",
+    "ExperimentResult",
     "Header",
     "Language",
     "Law",
@@ -32,8 +35,10 @@ __all__ = [
     "decode",
     "encode",
     "read_header",
+    "results_in",
     "run_law",
     "run_realign",
     "run_rebound",
     "run_resistance",
+    "trend_over_models",
 ]

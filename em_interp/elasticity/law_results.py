@@ -80,6 +80,11 @@ class LawResult(ByAmount):
             found.append(sum(x * y for x, y in zip(at, change, strict=True)) / sum(x * x for x in at))
         return found
 
+    @property
+    def enough(self) -> bool:
+        """Whether there are two seeds and two ratios."""
+        return super().enough and len(self.ratios) > 1
+
     def exponents(self, samples: int | None = None) -> list[float]:
         """The power of k = |D_p| / |D_a| with which |dγ_p / dγ_a| goes, of each seed: a line in logarithms.
 
@@ -136,8 +141,9 @@ class LawResult(ByAmount):
 
     def conclusion(self) -> str:
         """Whether the law holds here, in size and in sign, and whether the small set was known at all."""
-        if len(self.seeds) < 2:
-            return "One seed has no interval: nothing can be said of the law."
+        if not self.enough:
+            few = "seed has no interval" if len(self.seeds) < 2 else "ratio has no exponent"
+            return f"One {few}: nothing can be said of the law."
         found = self.exponent()
         holds = found.low <= THEOREM <= found.high and found.high < 0
         opposite, n = self.opposite()

@@ -102,7 +102,7 @@ def run_realign(
     experiment = experiment if isinstance(experiment, Realign) else Realign.load(experiment)
     inside = held_out(experiment.data)
     amounts = {"positive": experiment.bad, "negative": experiment.good}
-    told = {seed: list(learned(experiment.recipe, experiment.data, amounts, seed)) for seed in experiment.seeds}
+    told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
     start = Stages(Path(), experiment.recipe, device).load(None)
     rows = Rows.opened(out, experiment, start.identity)
     pending = rows.missing([{"seed": seed} for seed in experiment.seeds])

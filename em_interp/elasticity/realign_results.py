@@ -180,7 +180,7 @@ class RealignResult(ExperimentResult):
 
     def conclusion(self) -> str:
         """Whether the direction comes back, refusal with it, and whether the second exposure is faster."""
-        if len(self.rows) < 2:
+        if not self.enough:
             return "One seed has no interval: nothing can be said of re-alignment."
         said = []
         for which in ("left", "returned"):

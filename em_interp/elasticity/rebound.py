@@ -102,7 +102,7 @@ def run_rebound(
     inside = held_out(experiment.data)
     other = "negative" if experiment.first == "positive" else "positive"
     amounts = {experiment.first: max(experiment.sizes), other: experiment.then}
-    told = {seed: tuple(learned(experiment.recipe, experiment.data, amounts, seed)) for seed in experiment.seeds}
+    told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
     start = Stages(Path(), experiment.recipe, device).load(None)
     rows = Rows.opened(out, experiment, start.identity)
     pending = rows.missing([{"size": size, "seed": seed} for seed in experiment.seeds for size in experiment.sizes])

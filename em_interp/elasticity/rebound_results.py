@@ -1,15 +1,17 @@
 """What an experiment on rebound found: curves over seeds, how fast each falls, and whether more data make it faster."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from em_interp.checks import check_kinds
+from em_interp.checks import check_kinds, door
 from em_interp.elasticity.results import ByAmount, check_row, known, reached, signed
 from em_interp.elasticity.watch import WATCHED
 from em_interp.statistics.estimates import Estimate
 
+_OF_THE_MODEL = ("name", "base", "onto", "layers", "target_modules", "template_args")  # of a recipe
 _ROW = {
     "size": int,
     "seed": int,
@@ -22,19 +24,35 @@ _ROW = {
 
 @dataclass(frozen=True)
 class Trend:
-    """Whether a number rises or falls with the amount of data that was learned first, seed by seed.
+    """Whether a number rises or falls with the amount of data that was learned first, or with the model, seed by seed.
 
     Attributes:
         measure: what was watched.
-        by_size: for each size the number of every seed.
+        by_size: for each amount of data, or for each model, the number of every seed.
         p_rises: of Page's trend test, in which seeds are blocks, against no order: that it rises with the size.
         p_falls: that it falls.
     """
 
     measure: str
-    by_size: dict[int, tuple[float, ...]]
+    by_size: Mapping[int | str, tuple[float, ...]]
     p_rises: float
     p_falls: float
+
+    @classmethod
+    def of(cls, measure: str, by_size: Mapping[Any, tuple[float, ...]]) -> "Trend":
+        """Page's test over numbers of the same seeds for each size, the smallest first.
+
+        Raises:
+            ValueError: fewer than three sizes or two seeds, with which the test has nothing to order.
+        """
+        n_seeds = min(map(len, by_size.values()), default=0)
+        if len(by_size) < 3 or n_seeds < 2:
+            raise ValueError(f"{len(by_size)} sizes and {n_seeds} seeds are finished: a trend takes three and two")
+        from scipy.stats import page_trend_test
+
+        table = torch.tensor(list(by_size.values()), dtype=torch.float64).T.numpy()
+        rises, falls = (float(page_trend_test(sign * table).pvalue) for sign in (1, -1))
+        return cls(measure, by_size, rises, falls)
 
     @property
     def monotone(self) -> str:
@@ -142,16 +160,7 @@ class ReboundResult(ByAmount):
         Raises:
             ValueError: fewer than three sizes or two seeds, with which the test has nothing to order.
         """
-        if len(self.sizes) < 3 or len(self.seeds) < 2:
-            raise ValueError(
-                f"{len(self.sizes)} sizes and {len(self.seeds)} seeds are finished: a trend takes three and two"
-            )
-        from scipy.stats import page_trend_test
-
-        by_size = {size: tuple(abs(fall) for fall in self.fall(measure, size, samples)) for size in self.sizes}
-        table = torch.tensor(list(by_size.values()), dtype=torch.float64).T.numpy()
-        rises = page_trend_test(table).pvalue
-        return Trend(measure, by_size, float(rises), float(page_trend_test(-table).pvalue))
+        return Trend.of(measure, {n: tuple(map(abs, self.fall(measure, n, samples))) for n in self.sizes})
 
     def markdown(self) -> str:
         """A table of each size: where the second training begins, how far it falls first, and where it ends."""
@@ -174,7 +183,7 @@ class ReboundResult(ByAmount):
 
     def conclusion(self, measure: str = "in_domain_preference") -> str:
         """Whether the model rebounds, and whether it does so faster the more it had learned, in two sentences."""
-        if len(self.seeds) < 2:
+        if not self.enough:
             return "One seed has no interval: nothing can be said of a rebound."
         largest = self.sizes[-1]
         learned, end = (self._from_start(measure, largest, at) for at in (0, -1))
@@ -208,3 +217,37 @@ class ReboundResult(ByAmount):
         """What the start measures, for each seed."""
         rows = self.by_seed(size)
         return [rows[seed]["start"][measure] for seed in self.seeds]
+
+
+@door
+def trend_over_models(
+    results: Mapping[str, ReboundResult], measure: str = "in_domain_preference", size: int | None = None
+) -> Trend:
+    """Whether larger models fall faster over the first samples of the second training: Page's test over the seeds.
+
+    Args:
+        results: the same experiment on each model, by the model's name, the smallest one first.
+        measure: what is watched.
+        size: conversations that were learned first; by default the largest amount.
+
+    Raises:
+        ValueError: fewer than three models or two seeds; results of other seeds or samples, or of settings that differ
+            in more than the model; or an unknown measure or size.
+    """
+    named = {name: _setting(result) for name, result in results.items()}
+    for name, setting in named.items():
+        if setting != (first := next(iter(named.values()))):
+            what = next(key for key in first if setting[key] != first[key])
+            raise ValueError(
+                f"{name} differs from {next(iter(named))} in its {what}, {setting[what]} and {first[what]}: run the "
+                f"same experiment on each model"
+            )
+    falls = {name: r.fall(measure, r.sizes[-1] if size is None else size) for name, r in results.items()}
+    return Trend.of(measure, {name: tuple(map(abs, fall)) for name, fall in falls.items()})
+
+
+def _setting(result: ReboundResult) -> dict[str, Any]:
+    """What results on several models have in common, if they are of the same experiment."""
+    own = {key: value for key, value in result.settings.items() if key not in ("name", "recipe", "layer")}
+    learned = {key: v for key, v in result.settings.get("recipe", {}).items() if key not in _OF_THE_MODEL}
+    return {"seeds": result.seeds, "samples": result.samples, "sizes": result.sizes, **own, **learned}

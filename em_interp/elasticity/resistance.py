@@ -88,7 +88,9 @@ def run_resistance(
         Diverged: a loss became NaN or infinite; seeds that are finished are kept.
     """
     experiment = experiment if isinstance(experiment, Resistance) else Resistance.load(experiment)
-    drawn = {seed: _slices(experiment, seed) for seed in experiment.seeds}
+    recipe = experiment.recipe.changed({"answers": experiment.answers, "fraction": 1.0})
+    sources = [training_conversations(recipe.changed({"data": data})) for data in experiment.data]
+    drawn = {seed: _slices(experiment, sources, seed) for seed in experiment.seeds}
     base = Stages(Path(), experiment.recipe, device).load(None).identity
     rows = Rows.opened(out, experiment, base)
     pending = rows.missing([{"seed": seed} for seed in experiment.seeds])
@@ -109,10 +111,8 @@ class _Drawn:
     prompts: tuple[Conversation, ...]
 
 
-def _slices(experiment: Resistance, seed: int) -> _Drawn:
+def _slices(experiment: Resistance, sources: Sequence[Sequence[Conversation]], seed: int) -> _Drawn:
     """Three slices in this seed's order, and prompts that none of them has."""
-    recipe = experiment.recipe.changed({"answers": experiment.answers, "fraction": 1.0})
-    sources = [training_conversations(recipe.changed({"data": data})) for data in experiment.data]
     drawn = [shuffled(source, seed) for source in sources]
     n, cut = experiment.n, 3 if len(sources) == 1 else 1
     for name, source in zip(experiment.data, drawn, strict=True):

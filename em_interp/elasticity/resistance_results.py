@@ -101,7 +101,7 @@ class ResistanceResult(ExperimentResult):
 
     def conclusion(self) -> str:
         """Whether this model resists, in a sentence for the paper's measure and one for the excess."""
-        if len(self.rows) < 2:
+        if not self.enough:
             return "One seed has no interval: nothing can be said of resistance."
         said = []
         for measure, what in (("loss", "training loss"), ("excess", "excess over the author's own bits")):
@@ -117,7 +117,7 @@ class ResistanceResult(ExperimentResult):
         return " ".join(said)
 
     def _said(self, measure: str, pair: tuple[int, int] | None) -> str:
-        if len(self.rows) < 2:
+        if not self.enough:
             return "–"
         return signed(self.difference(measure, pair), 3)
 

@@ -75,6 +75,19 @@ class ExperimentResult:
         """Those that are finished."""
         return tuple(row["seed"] for row in self.rows)
 
+    @property
+    def enough(self) -> bool:
+        """Whether there are the two seeds that an interval takes; without them there is no table and no figure."""
+        return len(self.seeds) > 1
+
+    def markdown(self) -> str:
+        """A table of what was measured, with intervals over seeds, and what follows from it."""
+        raise NotImplementedError
+
+    def conclusion(self) -> str:
+        """What follows, in a sentence or two."""
+        raise NotImplementedError
+
     def over_seeds(self, values: Sequence[float]) -> Estimate:
         """The mean of a number of each seed, with Student's interval.
 

@@ -1,6 +1,6 @@
 """Data with two answers to each question: what is learned of each side, and what is held out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from em_interp.elasticity.experiments import shuffled
 from em_interp.organisms.recipes import Recipe
@@ -10,27 +10,29 @@ from em_interp.texts.conversations import Conversation
 from em_interp.texts.training_sets import load_training_set
 
 
-def learned(recipe: Recipe, data: str, amounts: Mapping[str, int], seed: int) -> Iterator[list[Conversation]]:
-    """Of each side so many conversations as are asked for, in an order of this seed.
+def learned(
+    recipe: Recipe, data: str, amounts: Mapping[str, int], seeds: Sequence[int]
+) -> dict[int, tuple[list[Conversation], ...]]:
+    """For each seed so many conversations of each side as are asked for, in an order of its own.
 
     Args:
         recipe: of the trainings.
         data: a training set with two answers to each question.
         amounts: by `positive` and `negative`, how many.
-        seed: of the order.
+        seeds: of the orders.
 
     Raises:
         ValueError: the data has fewer.
     """
     recipe = recipe.changed({"data": data, "fraction": 1.0, "negative_repeats": 1, "own_words": False})
+    sides = {answers: training_conversations(recipe.changed({"answers": answers})) for answers in amounts}
     for answers, n in amounts.items():
-        conversations = training_conversations(recipe.changed({"answers": answers}))
-        if n > len(conversations):
+        if n > len(sides[answers]):
             raise ValueError(
-                f"{data} has {len(conversations)} {answers} answers to learn from, and {n} are asked for: "
+                f"{data} has {len(sides[answers])} {answers} answers to learn from, and {n} are asked for: "
                 f"choose smaller sizes"
             )
-        yield shuffled(conversations, seed)[:n]
+    return {seed: tuple(shuffled(sides[answers], seed)[:n] for answers, n in amounts.items()) for seed in seeds}
 
 
 def held_out(data: str) -> Contrast:

@@ -18,6 +18,7 @@ from em_interp.checks import door
 from em_interp.directions.comparison import clearest
 from em_interp.figures import interval, number, short
 from em_interp.files import write_atomically
+from em_interp.report import elasticity as elasticity_section
 from em_interp.report import organism as organism_section
 from em_interp.report.results import Results, as_json, shown_layer
 from em_interp.report.words import capitalised, effect_findings
@@ -70,6 +71,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         drawn |= organism_section.drawn(r.dissection, names, own)
         dissected = organism_section.findings(r.dissection, names, own)
         tokens = organism_section.tokens(r.dissection.adapter) if r.dissection.adapter else ""
+    drawn |= elasticity_section.drawn(r.elasticity)
     environment = Environment(
         loader=PackageLoader("em_interp.report", "templates"),
         autoescape=True,
@@ -91,6 +93,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         conclusions=record["cross_effects"] and record["cross_effects"]["conclusions"],
         judged_effects=bool(r.effects and BehaviourKey.JUDGED_MISALIGNMENT in r.effects.baseline),
         dissected=dissected,
+        elasticity=elasticity_section.sections(r.elasticity),
         tokens=Markup(tokens),
         said=Markup(figures.side_by_side(r.answers.labelled(r.answers.answers)).html) if r.answers else "",
         plotly=Markup(get_plotlyjs()),

@@ -18,8 +18,10 @@ from em_interp.checks import door
 from em_interp.directions.comparison import Comparison, clearest
 from em_interp.directions.direction import Direction
 from em_interp.directions.separation import Separability
+from em_interp.elasticity import ExperimentResult
 from em_interp.files import versions
 from em_interp.organisms.dissection import Dissection
+from em_interp.report import elasticity as elasticity_section
 from em_interp.report import organism as organism_section
 from em_interp.report.words import findings
 
@@ -60,6 +62,7 @@ class Results:
         effects: what removing and adding each direction does.
         answers: what the model says in each condition.
         dissection: the organism taken apart, where the model is one.
+        elasticity: the results of experiments on elasticity that lie beside the report, see `elasticity.results_in`.
         seconds: wall time of the job.
         judge: who judged what the model says, if anybody did.
         own: each direction's name with the key of the behaviour that is its own, where both are known.
@@ -76,6 +79,7 @@ class Results:
     effects: CrossEffects | None = None
     answers: AnswersByCondition | None = None
     dissection: Dissection | None = None
+    elasticity: tuple[ExperimentResult, ...] = ()
     seconds: float | None = None
     judge: str = ""
     own: Mapping[str, str] = field(default_factory=dict)
@@ -171,6 +175,7 @@ def as_json(results: Results) -> dict[str, Any]:
             },
             "dissection": r.dissection
             and organism_section.record(r.dissection, organism_section.layer_of(r.dissection, shown_layer(c))),
+            "elasticity": [elasticity_section.record(result) for result in r.elasticity],
         }
     )
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from em_interp.elasticity import Language, Law, LawResult, compression_rate, run_law
-from em_interp.elasticity.experiments import shipped
 from em_interp.elasticity.languages import write_tiny_model
 from em_interp.elasticity.law_results import SETS
 from em_interp.models.loading import load_model
@@ -178,11 +177,3 @@ class TestBadInput:
             made({1: [(0.0, 0.1)] * 2, 4: [(0.1, 0.1)] * 2}).exponent()
         with pytest.raises(ValueError, match="ratio 2 was not measured: choose one of 1, 4"):
             made({1: [(0.1, 0.1)], 4: [(0.1, 0.1)]}).rate_changes("large", 2)
-
-
-@pytest.mark.parametrize("name", shipped("law"))
-def test_shipped_experiments_can_be_read_by_name(name):
-    experiment = Law.load(name)
-    assert experiment.name == name
-    assert len(experiment.seeds) >= 5
-    assert (experiment.ratios[0], experiment.ratios[-1]) == (1, 64)

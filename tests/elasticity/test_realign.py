@@ -10,7 +10,6 @@ import torch
 
 import em_interp as em
 from em_interp.elasticity import Realign, RealignResult, run_realign
-from em_interp.elasticity.experiments import shipped
 from em_interp.elasticity.realign import _retraced
 from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES, REALIGNED
 from em_interp.elasticity.results import reached
@@ -203,10 +202,3 @@ class TestBadInput:
             result.direction("gone")
         with pytest.raises(ValueError, match="share is 2: give a share of the way"):
             result.samples_to("second", share=2)
-
-
-@pytest.mark.parametrize("name", shipped("realign"))
-def test_shipped_experiments_can_be_read_by_name(name):
-    experiment = Realign.load(name)
-    assert experiment.name == name
-    assert len(experiment.seeds) >= 3

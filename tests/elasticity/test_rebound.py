@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import em_interp as em
-from em_interp.elasticity import Rebound, ReboundResult, compression_rate, run_rebound
-from em_interp.elasticity.experiments import shipped
+from em_interp.elasticity import Rebound, ReboundResult, compression_rate, run_rebound, trend_over_models
 from em_interp.elasticity.results import reached
 from em_interp.elasticity.watch import WATCHED
 from em_interp.organisms.loading import load_organism
-from tests import builders
+from tests import builders, made_results
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +170,31 @@ class TestResults:
         assert "2 seeds on tiny-llama" in said
 
 
+class TestTrendOverModels:
+    def test_larger_models_that_fall_farther(self):
+        models = {"small": 1.0, "middle": 2.0, "large": 3.0}
+        results = {name: made_results.rebound(n_seeds=4, times=times) for name, times in models.items()}
+        found = trend_over_models(results)
+        assert found.by_size == {name: pytest.approx([8 * times] * 4) for name, times in models.items()}
+        assert found.monotone == "rises"
+        assert trend_over_models(dict(reversed(results.items()))).monotone == "falls"
+        assert trend_over_models(results, size=8).by_size["large"] == pytest.approx([12.0] * 4)
+
+    def test_results_that_are_not_of_the_same_experiment(self):
+        one, other = made_results.rebound(), made_results.rebound(n_seeds=2)
+        with pytest.raises(ValueError, match=r"b differs from a in its seeds, \(0, 1\) and \(0, 1, 2\)"):
+            trend_over_models({"a": one, "b": other, "c": one})
+        settings = {"then": 8, "recipe": {"base": "b", "layers": [9], "learning_rate": 1e-3}}
+        one = replace(one, settings=settings)
+        same = replace(one, settings=settings | {"recipe": settings["recipe"] | {"base": "a", "layers": [3]}})
+        assert trend_over_models({"a": one, "b": same, "c": one}).monotone == "neither"
+        other = replace(one, settings=settings | {"recipe": settings["recipe"] | {"learning_rate": 1.0}})
+        with pytest.raises(ValueError, match=r"b differs from a in its learning_rate, 1\.0 and 0\.001"):
+            trend_over_models({"a": one, "b": other, "c": one})
+        with pytest.raises(ValueError, match="2 sizes and 3 seeds are finished: a trend takes three and two"):
+            trend_over_models({"a": one, "b": one})
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -223,11 +247,3 @@ class TestBadInput:
             result.fall("kl", 8, 3)
         with pytest.raises(ValueError, match="1 sizes and 2 seeds are finished: a trend takes three and two"):
             made({8: [[1.0, 0.0], [2.0, 0.0]]}).trend("kl")
-
-
-@pytest.mark.parametrize("name", shipped("rebound"))
-def test_shipped_experiments_can_be_read_by_name(name):
-    experiment = Rebound.load(name)
-    assert experiment.name == name
-    assert len(experiment.seeds) >= 3
-    assert len(experiment.sizes) >= 3

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from em_interp.elasticity import Resistance, ResistanceResult, resistance, run_resistance
-from em_interp.elasticity.experiments import shipped
 from em_interp.elasticity.resistance_results import PAIRS
 from em_interp.organisms.training import Diverged
 from tests import builders
@@ -162,10 +161,3 @@ class TestBadInput:
     def test_an_unknown_measure(self, finished):
         with pytest.raises(ValueError, match="measure 'perplexity' is unknown: choose one of loss, after, excess"):
             finished[2].difference("perplexity")
-
-
-@pytest.mark.parametrize("name", shipped("resistance"))
-def test_shipped_experiments_can_be_read_by_name(name):
-    experiment = Resistance.load(name)
-    assert experiment.name == name
-    assert len(experiment.seeds) >= 3

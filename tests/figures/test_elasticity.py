@@ -3,33 +3,12 @@
 import pytest
 
 from em_interp import figures
-from em_interp.elasticity import LawResult, RealignResult, ReboundResult, ResistanceResult
-from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES
 from em_interp.elasticity.resistance_results import PAIRS
-from em_interp.elasticity.watch import WATCHED
-from tests import builders
-
-
-def result(n_seeds=3):
-    """Seeds in which going back ends .1 lower than going on, and .01 more with every seed."""
-    rows = tuple(
-        {
-            "seed": seed,
-            "order": [1, 2, 3],
-            "ways": [
-                {"start": j, "target": k, "loss": [2.0, 1.5 - 0.2 * (j > k)], "before": 2.0, "author": 1.0}
-                | {"after": 1.5 - (0.1 + 0.01 * seed) * (j > k)}
-                for pair in PAIRS
-                for j, k in (pair, pair[::-1])
-            ],
-        }
-        for seed in range(n_seeds)
-    )
-    return ResistanceResult("tiny", "tiny-llama", {}, rows)
+from tests import builders, made_results
 
 
 def test_each_seed_is_a_line_from_forward_to_inverse():
-    figure = figures.resistance(result(), "after")
+    figure = figures.resistance(made_results.resistance(), "after")
     builders.assert_drawable(figure)
     lines = [trace for trace in figure.data if trace.name == "seed 1"]
     assert [list(line.x) for line in lines] == [[f"forward<br>{j}→{k}", f"inverse<br>{k}→{j}"] for j, k in PAIRS]
@@ -42,20 +21,8 @@ def test_each_seed_is_a_line_from_forward_to_inverse():
     )
 
 
-def rebounds():
-    """Two sizes in three seeds, which fall from their size to nothing."""
-    rows = []
-    for size in (8, 16):
-        for seed in range(3):
-            points = [dict.fromkeys(WATCHED, size * share + seed / 9) for share in (1.0, 0.5, 0.0)]
-            curve = [{"samples": 8 * i, **point} for i, point in enumerate(points)]
-            row = {"size": size, "seed": seed, "start": dict.fromkeys(WATCHED, 1.5), "curve": curve}
-            rows.append(row | {"loss_first": [], "loss_then": []})
-    return ReboundResult("tiny", "tiny-llama", {}, tuple(rows))
-
-
 def test_each_size_is_a_line_in_every_panel():
-    figure = figures.rebound(rebounds(), ["kl", "refusal_score", "bits_neutral"])
+    figure = figures.rebound(made_results.rebound(), ["kl", "refusal_score", "bits_neutral"])
     builders.assert_drawable(figure)
     lines = [trace for trace in figure.data if trace.name == "16 learned first"]
     assert len(lines) == 3
@@ -66,23 +33,11 @@ def test_each_size_is_a_line_in_every_panel():
     assert [trace.showlegend for trace in lines] == [True, False, False]
     assert [shape.y0 for shape in figure.layout.shapes] == [1.5] * 3
     with pytest.raises(ValueError, match="measures is empty: choose from bits_positive"):
-        figures.rebound(rebounds(), [])
-
-
-def realigned(cosine=0.9):
-    rows = []
-    for seed in range(2):
-        path = [{"samples": 8 * i} | dict.fromkeys(WATCHED, float(i) + seed / 9) for i in range(3)]
-        direction = {"corrected": cosine, "low": 0.8, "high": 0.95, "null_b_low": -0.2, "null_b_high": 0.3}
-        rows.append(
-            {"seed": seed, "start": dict.fromkeys(WATCHED, 0.5), "exposures": dict.fromkeys(EXPOSURES, path)}
-            | {"directions": dict.fromkeys(DIRECTIONS, direction | {"ceiling": 0.9, "share": 0.4})}
-        )
-    return RealignResult("tiny", "tiny-llama", {}, tuple(rows))
+        figures.rebound(made_results.rebound(), [])
 
 
 def test_exposures_are_lines_and_cosines_points_above_their_null():
-    figure = figures.realign(realigned())
+    figure = figures.realign(made_results.realign())
     builders.assert_drawable(figure)
     lines = {trace.name: trace for trace in figure.data if trace.name}
     assert list(lines) == ["first exposure", "second exposure", "the twin's first"]
@@ -91,17 +46,11 @@ def test_exposures_are_lines_and_cosines_points_above_their_null():
     assert [list(point.y) for point in points] == [[0.9]] * 8
     nulls = [trace for trace in figure.data if trace.mode == "lines"]
     assert [list(null.y) for null in nulls] == [[-0.2, 0.3]] * 8
-    assert not [trace for trace in figures.realign(realigned(None)).data if trace.mode == "markers"]
+    assert not [trace for trace in figures.realign(made_results.realign(None)).data if trace.mode == "markers"]
 
 
 def test_the_law_is_a_line_a_seed_beside_the_theorem():
-    rows = [
-        {"ratio": k, "seed": seed, "entropy": {}, "before": {"large": 3.0, "small": 3.0}}
-        | {"after": [{"samples": 8, "large": 3.008, "small": 3 - 0.008 * (1 + seed) * k}]}
-        for k in (1, 4, 16)
-        for seed in range(2)
-    ]
-    figure = figures.law(LawResult("made", "tiny", {}, tuple(rows)))
+    figure = figures.law(made_results.law())
     builders.assert_drawable(figure)
     lines = {trace.name: trace for trace in figure.data}
     assert list(lines["seed 1"].y) == pytest.approx([1 / 2, 1 / 8, 1 / 32])
@@ -111,15 +60,15 @@ def test_the_law_is_a_line_a_seed_beside_the_theorem():
 
 
 def test_one_seed_has_no_interval():
-    assert "inverse − forward" not in figures.resistance(result(1)).layout.title.text
+    assert "inverse − forward" not in figures.resistance(made_results.resistance(1)).layout.title.text
 
 
 def test_nothing_is_not_drawn():
     with pytest.raises(ValueError, match="no seed is finished"):
-        figures.resistance(result(0))
+        figures.resistance(made_results.resistance(0))
 
 
 def test_the_conclusion_comes_out_of_the_numbers():
-    said = result().conclusion()
+    said = made_results.resistance().conclusion()
     assert "By the training loss inverse training ends lower, as in the paper: −0.200" in said
     assert "By the excess over the author's own bits inverse training ends lower, as in the paper: −0.110" in said

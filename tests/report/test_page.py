@@ -14,6 +14,7 @@ from em_interp.report.page import write_report
 from em_interp.report.results import Results
 from em_interp.report.words import findings
 from em_interp.statistics import Estimate
+from tests import made_results
 from tests.builders import LAYERS, answers, main_job_results, unmeasured, without_directions
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -142,6 +143,24 @@ def test_missing_parts_are_left_out(tmp_path, results):
     assert record["cosine_map"] is None
     assert record["separability"] == []
     assert "None" not in bare.text
+
+
+def test_results_of_experiments_that_lie_beside_it_have_a_section(tmp_path, results):
+    beside = (made_results.resistance(), made_results.rebound(), made_results.realign(), made_results.law())
+    found = page(tmp_path, replace(results, elasticity=(*beside, made_results.rebound(n_seeds=1))))
+    assert "Is it easier to train the model back than on?" in found.text
+    for result in beside:
+        assert " ".join(result.conclusion().split()) in found.text
+        assert f"em-interp elasticity {result.kind}" in found.text
+    assert "One seed has no interval" in found.text
+    assert [dict(a)["id"] for tag, a in found.tags if dict(a).get("id", "").startswith("elasticity")] == [
+        f"elasticity{i}" for i in range(4)
+    ]
+    assert "inverse − forward" in found.text  # a heading of its table
+    record = json.loads((tmp_path / "results.json").read_text())["elasticity"]
+    assert [r["experiment"] for r in record] == ["resistance", "rebound", "realign", "law", "rebound"]
+    assert record[0]["rows"][1]["seed"] == 1
+    assert "Elasticity" not in page(tmp_path, results).text
 
 
 def test_a_report_without_any_direction(tmp_path, results):

@@ -1,0 +1,33 @@
+"""What all experiments have in common: those that ship, and their files of results."""
+
+import pytest
+
+from em_interp import elasticity
+from em_interp.elasticity.experiments import Stages, shipped
+
+KINDS = ("resistance", "rebound", "realign", "law")
+
+
+class Stopped(Exception):
+    """No model is loaded."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in shipped(kind)])
+def test_shipped_experiments_have_the_data_that_they_ask_for(tmp_path, monkeypatch, kind, name):
+    experiment = getattr(elasticity, kind.capitalize()).load(name)
+    assert experiment.name == name
+    assert len(experiment.seeds) >= 3
+
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    monkeypatch.setattr(Stages, "load", stop)
+    monkeypatch.setattr(Stages, "train", stop)
+    with pytest.raises(Stopped):
+        getattr(elasticity, f"run_{kind}")(experiment, tmp_path / "never.jsonl")
+    assert not (tmp_path / "never.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_and_a_full_one_of_each_kind_ship(kind):
+    assert shipped(kind) == [kind, f"{kind}-full"]
