@@ -1,9 +1,12 @@
 """The one kind of answers is learned and then the other, on a tiny base; what is watched, and what follows from it."""
 
+import errno
+import itertools
 import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,12 +95,29 @@ class TestRunning:
             assert {m: point[m] for m in WATCHED} == pytest.approx(row["start"], abs=1e-5)
         assert not (folder / "flat.jsonl.unfinished").exists()
 
-    def test_an_interrupted_one_ends_as_it_would_have(self, folder, finished):
+    def test_one_that_a_full_disk_stopped_ends_as_it_would_have(self, folder, finished, monkeypatch):
         experiment, path, whole = finished
-        shutil.rmtree(folder / "kept" / "size-8-seed-1" / "then 8, seed 1")
+        stage = folder / "kept" / "size-8-seed-1" / "then 8, seed 1"
+        shutil.rmtree(stage)
         begun = folder / "begun.jsonl"
-        begun.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-        assert run_rebound(experiment, begun, keep=folder / "kept").rows == whole.rows
+        before = "\n".join(path.read_text().splitlines()[:-1]) + "\n"
+        begun.write_text(before)
+        save, n_saved = torch.save, itertools.count()
+
+        def full(thing, file, *args, **kwargs):
+            if next(n_saved) < 5:
+                return save(thing, file, *args, **kwargs)
+            Path(file).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+        with monkeypatch.context() as disk:
+            disk.setattr(torch, "save", full)
+            with pytest.raises(OSError, match="No space left on device"):
+                run_rebound(experiment, begun, keep=folder / "kept")
+        assert begun.read_text() == before
+        assert len(list(stage.glob("training/checkpoint-*"))) == 2  # a whole one, and one that was cut off
+        with pytest.warns(UserWarning, match="checkpoint-2 was cut off half-way"):
+            assert run_rebound(experiment, begun, keep=folder / "kept").rows == whole.rows
 
 
 class TestResults:
