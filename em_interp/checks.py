@@ -110,6 +110,8 @@ def _fits(value: Any, hint: Any, *, chosen: bool = True) -> bool:
     if kind in (tuple, Sequence):
         listed = tuple | list if kind is tuple else Sequence
         return isinstance(value, listed) and all(fits(item, inner[0]) for item in value)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if hint in (int, float):
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     try:

@@ -25,12 +25,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 import em_interp as em
-from em_interp import cli
+from em_interp import cli, elasticity
+from em_interp.elasticity.found import RESULTS
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.recipes import Recipe
 from em_interp.report.settings import Settings
 from em_interp.texts.contrasts import Contrast
-from tests import builders
+from tests import builders, made_results
 
 PACKAGE = str(Path(em.__file__).parent)
 SECONDS = 10
@@ -466,6 +467,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
             {"text": toml(em.organisms.Sweep, SEARCH, ("vary", "point", "settings"))},
         ),
         "SweepResult.load": (em.organisms.SweepResult.load, {"path": w.folder / "rows.jsonl"}, {"path": w.paths}),
+        **_elasticity(w),
         "frontier": (em.figures.frontier, {"frontier": w.result.frontier()}, {"frontier": w.things}),
         "turn_map": (
             em.figures.turn_map,
@@ -547,6 +549,7 @@ def commands(w: World) -> list[list[str]]:
     found += [["respond", f, *tiny, "--out", out] for f in files] + [["card", f] for f in files]
     found += [["export", f"{out}.{i}", *tiny, "--add", f, "--layer", "1"] for i, f in enumerate(files)]
     found += [["sweep", f, "--out", out] for f in files] + [["sweep", "narrow", "--out", f] for f in files[:4]]
+    found += [["elasticity", kind, f, "--out", out] for kind in RESULTS for f in files]
     found += [["train", f] for f in files] + [["respond", "--model", f, "--out", out] for f in files[2:]]
     ask = ["respond", "first_plot", *tiny, "--out", out, "--max-new-tokens", "1"]
     for flag in ("--n-samples", "--max-new-tokens", "--temperature", "--seed", "--batch-size", "--layer", "--scale"):
@@ -566,6 +569,41 @@ def commands(w: World) -> list[list[str]]:
         ["card"],
         ["train", "a", "b"],
     ]
+
+
+def _elasticity(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+    """The doors of elasticity; no experiment comes to its training."""
+    model, hooks = {"model": w.things}, {"hooks": w.broken_hooks}
+    text = "A short text."
+    coded = elasticity.encode(w.model, text)
+    damaged = [v for v in words() if not isinstance(v, bytes)]
+    damaged += [b"", b"x", coded[:-1], coded + b"x", coded[:9], b"\0" * 400, coded.replace(b"tiny", b"tyni"), text]
+    few = [v for v in numbers() if v is not None and not (isinstance(v, int) and v > 1)]
+    out = w.folder / "never.jsonl"
+    made = {cls.kind: getattr(made_results, cls.kind)() for cls in RESULTS.values()}
+    doors = {
+        "compression_rate": (
+            elasticity.compression_rate,
+            {"model": w.model, "texts": [text]},
+            {**model, **hooks, "texts": [*lists(text), ["\ud800"], [""]], **dict.fromkeys(("window", "overlap"), few)},
+        ),
+        "baseline_rates": (elasticity.baseline_rates, {}, {"texts": [*lists(text), ["\ud800"], [""]]}),
+        "encode": (elasticity.encode, {"model": w.model, "text": text}, {**model, **hooks, "text": words()}),
+        "decode": (elasticity.decode, {"model": w.model, "data": coded}, {**model, **hooks, "data": damaged}),
+        "read_header": (elasticity.read_header, {"data": coded}, {"data": damaged}),
+        "results_in": (elasticity.results_in, {}, {"folder": w.paths}),
+        "trend_over_models": (
+            elasticity.trend_over_models,
+            {"results": dict.fromkeys("abc", made["rebound"])},
+            {"results": [*w.things, dict.fromkeys("abc", made["law"])], "measure": words(), "size": numbers()},
+        ),
+    }
+    for kind, result in made.items():
+        run, shown = getattr(elasticity, f"run_{kind}"), getattr(em.figures, kind)
+        doors[f"run_{kind}"] = (run, {"experiment": "nonsense", "out": out}, {"experiment": w.paths, "out": w.things})
+        doors[f"{kind} results"] = (type(result).load, {}, {"source": w.paths})
+        doors[f"{kind} figure"] = (shown, {"result": result}, {"result": [*w.things, *made.values()]})
+    return doors
 
 
 def command(arguments: list[str]) -> None:

@@ -145,6 +145,7 @@ def decode(model: TransformerLensModel, data: bytes, hooks: HookPairs = ()) -> s
     return text
 
 
+@door
 def read_header(data: bytes) -> tuple[Header, int]:
     """What coded bytes say of themselves, and how many bytes the code itself has.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from em_interp.activations.reading import Messages
 from em_interp.behaviour.windows import Windows, code_lengths, plain_tokens
 from em_interp.checks import door, shown
+from em_interp.files import lone_surrogate
 from em_interp.models.hooked import HookedModel, HookPairs, TransformerLensModel
 from em_interp.statistics.estimates import Estimate, mean_by_question
 from em_interp.texts.conversations import Conversation, answered_text, encode
@@ -141,10 +142,13 @@ def baseline_rates(texts: Sequence[str], *, together: bool = False) -> tuple[Com
             that a program could have learned.
 
     Raises:
-        ValueError: no texts, or an empty one.
+        ValueError: no texts, an empty one, or one with half of a surrogate pair, which no bytes stand for.
     """
     if not texts or not all(texts):
         raise ValueError(f"texts is {shown(texts)}: give a list of texts, none of them empty")
+    for number, text in enumerate(texts, 1):
+        if found := lone_surrogate(text):
+            raise ValueError(f"text {number} of {len(texts)} holds {found}, which has no bytes: repair the text")
     import zstandard
 
     def deflated(data: bytes) -> bytes:

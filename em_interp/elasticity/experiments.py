@@ -225,6 +225,8 @@ def finish(  # noqa: PLR0913 - what is run, where, and how long each part takes
         keep: a folder in which every organism is kept; by default they are removed when all is done.
         device: as in `train_organism`.
     """
+    if not pending:
+        return rows
     folder = path_of(keep, "organisms") if keep is not None else rows.path.with_name(f"{rows.path.name}.unfinished")
     with job(parts):
         for keys in pending:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from em_interp.checks import door
+from em_interp.checks import door, path_of
 from em_interp.elasticity.law_results import LawResult
 from em_interp.elasticity.realign_results import RealignResult
 from em_interp.elasticity.rebound_results import ReboundResult
@@ -22,7 +22,7 @@ def results_in(folder: str | Path) -> tuple[ExperimentResult, ...]:
     Raises:
         ValueError: one of them was cut off, or holds a line that its experiment did not write.
     """
-    kinds = {path: _kind(path) for path in sorted(Path(folder).glob("*.jsonl"))}
+    kinds = {path: _kind(path) for path in sorted(path_of(folder, "results").glob("*.jsonl"))}
     return tuple(cls.load(path) for kind, cls in RESULTS.items() for path in kinds if kinds[path] == kind)
 
 

@@ -8,6 +8,7 @@ A second exposure begins from a model that has seen good data, too. So the first
 not only the one from the start, but also one of a twin that has seen the same good data and no bad ones before.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from em_interp.directions.estimators import difference_of_means
 from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish
 from em_interp.elasticity.realign_results import DIRECTIONS, EXPOSURES, RealignResult
 from em_interp.elasticity.sides import held_out, learned
-from em_interp.elasticity.watch import Watch
+from em_interp.elasticity.watch import STARTING, THE_START, Watch, steps_to_measure
 from em_interp.models.hooked import HookedModel
 from em_interp.organisms.relatives import OrganismReadings
 from em_interp.organisms.training import Organism
@@ -30,8 +31,6 @@ from em_interp.organisms.trajectories import Trajectory
 from em_interp.progress import part
 from em_interp.texts.contrasts import Contrast, load_contrast
 from em_interp.texts.conversations import Conversation
-
-_MEASURING = 5.0  # steps of training that take as long as to measure a checkpoint, about
 
 
 @dataclass(frozen=True)
@@ -103,16 +102,16 @@ def run_realign(
     inside = held_out(experiment.data)
     amounts = {"positive": experiment.bad, "negative": experiment.good}
     told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
-    start = Stages(Path(), experiment.recipe, device).load(None)
-    rows = Rows.opened(out, experiment, start.identity)
+    rows = Rows.opened(out, experiment, Stages(Path(), experiment.recipe, device).load(None).identity)
     pending = rows.missing([{"seed": seed} for seed in experiment.seeds])
-    if not pending:
-        return RealignResult.of(rows)
-    measuring = _Measuring.of(start, inside, experiment)
-    del start  # every stage loads its own
 
     def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
-        return _row(experiment, keys["seed"], told[keys["seed"]], stages, measuring)
+        return _row(experiment, keys["seed"], told[keys["seed"]], stages, start())
+
+    @functools.cache
+    def start() -> _Measuring:
+        with part(THE_START):
+            return _Measuring.of(Stages(Path(), experiment.recipe, device).load(None), inside, experiment)
 
     parts = _parts(experiment, [keys["seed"] for keys in pending])
     return RealignResult.of(finish(rows, pending, experiment, row, parts, keep, device))
@@ -222,11 +221,12 @@ def _parts(experiment: Realign, pending: Sequence[int]) -> dict[str, float]:
     """The parts of the job, each with its share of the time."""
     per_step = experiment.recipe.batch_size * experiment.recipe.accumulate
     bad, good = experiment.bad / per_step, experiment.good / per_step
-    parts: dict[str, float] = {}
+    measured = steps_to_measure(experiment.n, per_step)
+    parts: dict[str, float] = {THE_START: STARTING * measured}
     for seed in pending:
         trained = {"first bad": bad, "good": good, "second bad": bad, "twin's good": good, "twin's bad": bad}
         parts |= {f"{name}, seed {seed}": steps for name, steps in trained.items()}
         for name in ("first", "back", "second", "twin back", "twin"):
             n = experiment.checkpoints + 1 if name in EXPOSURES else 1
-            parts[f"measuring {name}, seed {seed}"] = _MEASURING * n
+            parts[f"measuring {name}, seed {seed}"] = measured * n
     return parts

@@ -6,6 +6,7 @@ both answers to the same questions, what is watched is the code length of both a
 divergence from the start, and where the model lies along the start's two directions.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,10 @@ from em_interp.checks import door, shown
 from em_interp.elasticity.experiments import Experiment, Rows, Stages, finish
 from em_interp.elasticity.rebound_results import ReboundResult
 from em_interp.elasticity.sides import held_out, learned
-from em_interp.elasticity.watch import Watch
+from em_interp.elasticity.watch import STARTING, THE_START, Watch, steps_to_measure
 from em_interp.organisms.training import Organism
 from em_interp.progress import part
 from em_interp.texts.conversations import Conversation
-
-_MEASURING = 4.0  # steps of training that take as long as to measure a checkpoint, about
 
 
 @dataclass(frozen=True)
@@ -103,16 +102,17 @@ def run_rebound(
     other = "negative" if experiment.first == "positive" else "positive"
     amounts = {experiment.first: max(experiment.sizes), other: experiment.then}
     told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
-    start = Stages(Path(), experiment.recipe, device).load(None)
-    rows = Rows.opened(out, experiment, start.identity)
+    rows = Rows.opened(out, experiment, Stages(Path(), experiment.recipe, device).load(None).identity)
     pending = rows.missing([{"size": size, "seed": seed} for seed in experiment.seeds for size in experiment.sizes])
-    if not pending:
-        return ReboundResult.of(rows)
-    watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
-    del start  # every stage loads its own
 
     def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
-        return _row(experiment, keys["size"], keys["seed"], told[keys["seed"]], stages, watch)
+        return _row(experiment, keys["size"], keys["seed"], told[keys["seed"]], stages, start())
+
+    @functools.cache
+    def start() -> Watch:
+        with part(THE_START):
+            start = Stages(Path(), experiment.recipe, device).load(None)
+            return Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
 
     return ReboundResult.of(finish(rows, pending, experiment, row, _parts(experiment, pending), keep, device))
 
@@ -143,9 +143,10 @@ def _row(  # noqa: PLR0913 - what one row is made of
 def _parts(experiment: Rebound, pending: Sequence[Mapping[str, int]]) -> dict[str, float]:
     """The parts of the job, each with its share of the time."""
     per_step = experiment.recipe.batch_size * experiment.recipe.accumulate
-    parts: dict[str, float] = {}
+    measured = steps_to_measure(experiment.n, per_step)
+    parts: dict[str, float] = {THE_START: STARTING * measured}
     for size, seed in ((keys["size"], keys["seed"]) for keys in pending):
         parts |= {f"first {size}, seed {seed}": size / per_step} if size else {}
         parts[f"then {size}, seed {seed}"] = experiment.then / per_step
-        parts[f"measuring {size}, seed {seed}"] = _MEASURING * (experiment.checkpoints + 1)
+        parts[f"measuring {size}, seed {seed}"] = measured * (experiment.checkpoints + 1)
     return parts

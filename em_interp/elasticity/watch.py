@@ -34,6 +34,8 @@ WATCHED = {
     "along_misalignment": "shift along the start's misalignment direction, distances between its two classes",
     "along_refusal": "shift along the start's refusal direction, distances between its two classes",
 }
+THE_START = "measuring the start"
+STARTING = 5.0  # times as long as to measure a model, about
 _READ = 48  # questions that the start's directions are read from
 
 
@@ -145,6 +147,11 @@ class Watch:
             total += float((log_p.exp() * (log_p - log_q)).double().sum())
             n += len(log_p)
         return total / n
+
+
+def steps_to_measure(n: int, per_step: int) -> float:
+    """Steps of training that take about as long as to measure a model on `n` texts of each kind, for a bar."""
+    return 1.5 * n / per_step
 
 
 def _states(

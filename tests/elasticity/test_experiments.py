@@ -1,5 +1,8 @@
 """What all experiments have in common: those that ship, and their files of results."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from em_interp import elasticity
@@ -31,3 +34,13 @@ def test_shipped_experiments_have_the_data_that_they_ask_for(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_and_a_full_one_of_each_kind_ship(kind):
     assert shipped(kind) == [kind, f"{kind}-full"]
+
+
+def test_the_experiment_on_its_page_can_be_run(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "elasticity.md").read_text(encoding="utf-8")
+    [written] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(written)
+    experiment = elasticity.Rebound.load(path)
+    assert experiment.recipe.base == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert (experiment.recipe.batch_size, experiment.sizes) == (2, (16, 64, 128))
