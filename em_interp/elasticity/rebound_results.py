@@ -190,11 +190,16 @@ class ReboundResult(ByAmount):
         if not learned.excludes_zero:
             said = f"After {largest} samples the {measure} had not moved for certain ({signed(learned, 3)})"
         else:
-            passes = learned.value * end.value < 0 and end.excludes_zero
+            verdict = (
+                "cannot be told from where it began"
+                if not end.excludes_zero
+                else "has gone past where it began"
+                if learned.value * end.value < 0
+                else "is not back where it began"
+            )
             said = (
                 f"{largest} samples move the {measure} by {signed(learned, 3)} from the start, and after "
-                f"{self.samples[-1]} of the opposite it {'goes' if passes else 'does not go'} past where it began "
-                f"({signed(end, 3)})"
+                f"{self.samples[-1]} of the opposite it {verdict} ({signed(end, 3)})"
             )
         if len(self.sizes) < 3:
             return f"{said}."
