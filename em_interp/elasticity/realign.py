@@ -42,8 +42,8 @@ class Realign(Experiment):
         bad: conversations of each exposure to bad answers, one pass; both exposures have the same ones.
         good: conversations of the re-alignment between them, one pass.
         checkpoints: of each exposure, at which the model is measured, the last one among them.
-        n: questions, requests and texts of each kind that it is measured on, and questions that directions are read
-            from.
+        n: questions, requests and texts of each kind that it is measured on; directions are read from twice as many
+            questions.
         layer: where directions are read, two thirds up by default.
     """
 
@@ -128,7 +128,7 @@ class _Measuring:
     @classmethod
     def of(cls, start: HookedModel, inside: Contrast, experiment: Realign) -> "_Measuring":
         watch = Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
-        contrast = load_contrast("misalignment").where(split="train").take(experiment.n)
+        contrast = load_contrast("misalignment").where(split="train").take(2 * experiment.n)
         read = read_contrast(start, contrast, span="response", layers=[watch.layer])
         return cls(watch, contrast, read)
 
@@ -189,7 +189,8 @@ def _directions(readings: Mapping[str, ContrastActivations]) -> dict[str, dict[s
         [row] = comparison.table()
         wanted = ("corrected", "low", "high", "null_b_low", "null_b_high", "ceiling")
         a, b = (difference_of_means(added[side]).vectors[0] for side in ("ours", "first"))
-        found[name] = {key: row[key] for key in wanted} | {"share": float(a @ b / (b @ b))}
+        length = float(b @ b)
+        found[name] = {key: row[key] for key in wanted} | {"share": float(a @ b) / length if length else None}
     return found
 
 

@@ -14,12 +14,14 @@ REALIGNED = ("back", "twin back")
 # What is held against the direction that the first exposure added: a model, and the one it is taken from.
 DIRECTIONS = {
     "left": ("back", "start"),
+    "from good data alone": ("twin back", "start"),
     "returned": ("second", "start"),
     "added again": ("second", "back"),
     "added to the twin": ("twin", "twin back"),
 }
 SAID = {
     "left": "what is left of it after good data",
+    "from good data alone": "what good data alone added to the twin",
     "returned": "what there is after the second exposure, from the start",
     "added again": "what the second exposure alone added",
     "added to the twin": "what a first exposure added to the twin",
@@ -95,6 +97,26 @@ class RealignResult(ExperimentResult):
         known(which, REALIGNED, "model")
         return self.over_seeds([row["realigned"][which][measure] - row["start"][measure] for row in self.rows])
 
+    def apart(self, measure: str = "share") -> Estimate | None:
+        """How far the re-aligned model is from the twin that has had the good data alone, over seeds, paired.
+
+        Args:
+            measure: what is watched, or the `share` of the first direction's length that lies along it.
+
+        Returns:
+            The mean difference with Student's interval; None where the first exposure added no direction in some seed.
+
+        Raises:
+            ValueError: an unknown measure, or fewer than two seeds.
+        """
+        if measure == "share":
+            shares = [[row["directions"][w]["share"] for w in ("left", "from good data alone")] for row in self.rows]
+            missing = any(None in both for both in shares)
+            return None if missing else self.over_seeds([left - alone for left, alone in shares])
+        known(measure, WATCHED, "measure")
+        ends = [row["realigned"] for row in self.rows]
+        return self.over_seeds([end["back"][measure] - end["twin back"][measure] for end in ends])
+
     def samples_to(self, exposure: str, measure: str = "in_domain_preference", share: int | float = 0.5) -> list[float]:
         """After how many samples a measure has gone a share of the way that the first exposure went, of each seed.
 
@@ -136,7 +158,7 @@ class RealignResult(ExperimentResult):
         """How alike a direction is to the one that the first exposure added, over seeds.
 
         Args:
-            which: `left`, `returned`, `added again` or `added to the twin`.
+            which: `left`, `from good data alone`, `returned`, `added again` or `added to the twin`.
             number: the `corrected` cosine, or the `share` of the first direction's length that lies along it.
 
         Returns:
@@ -163,12 +185,12 @@ class RealignResult(ExperimentResult):
                 lines.append(f"| {said} | {row['seed']} | {cosine} | {null} | {ends} |")
         lines += [
             "",
-            "| change from the start | after bad data | after good data | after bad data again | the twin's bad |",
+            "| change from the start | after bad data | after good | after bad again | twin: after good | after bad |",
         ]
-        lines.append("|---|---|---|---|---|")
+        lines.append("|---|---|---|---|---|---|")
         for measure in WATCHED:
-            ends = [self._from_start(measure, exposure) for exposure in EXPOSURES]
-            stages = [ends[0], self.realigned(measure), *ends[1:]]
+            first, second, twin = (self._from_start(measure, exposure) for exposure in EXPOSURES)
+            stages = [first, self.realigned(measure), second, self.realigned(measure, "twin back"), twin]
             lines.append(f"| {measure} | " + " | ".join(map(signed, stages)) + " |")
         lines += ["", *(f"*{measure}*: {what}." for measure, what in WATCHED.items())]
         lines += [
@@ -183,13 +205,21 @@ class RealignResult(ExperimentResult):
         if not self.enough:
             return "One seed has no interval: nothing can be said of re-alignment."
         said = []
-        for which in ("left", "returned"):
+        for which in ("left", "from good data alone", "returned"):
             cosine, share = self.direction(which), self.direction(which, "share")
             if cosine is None or share is None:
                 said.append(f"In some seed there is no direction to compare for {SAID[which]}.")
             else:
                 said.append(
                     f"{SAID[which].capitalize()} has a cosine of {signed(cosine)} with it, {signed(share)} as long."
+                )
+        for what, measure in (("that direction", "share"), ("preference", "in_domain_preference")):
+            apart = self.apart(measure)
+            if apart is not None:
+                verdict = "can be told" if apart.excludes_zero else "cannot be told"
+                said.append(
+                    f"By {what} the re-aligned model {verdict} from the twin, which has had the good data alone: "
+                    f"{signed(apart)}."
                 )
         refusal = [self._from_start("refusal_score", "first"), self.realigned("refusal_score")]
         said.append(

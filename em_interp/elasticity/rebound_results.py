@@ -22,6 +22,13 @@ _ROW = {
 }
 
 
+_IN_WORDS = {
+    "rises": "it is taken back faster the more was learned first, as in the paper",
+    "falls": "it is taken back more slowly the more was learned first, against the paper",
+    "neither": "how fast it is taken back has no order in how much was learned first",
+}
+
+
 @dataclass(frozen=True)
 class Trend:
     """Whether a number rises or falls with the amount of data that was learned first, or with the model, seed by seed.
@@ -203,15 +210,12 @@ class ReboundResult(ByAmount):
             )
         if len(self.sizes) < 3:
             return f"{said}."
-        trend = self.trend(measure)
-        more = {
-            "rises": "The more was learned first, the faster it falls, as in the paper",
-            "falls": "The more was learned first, the slower it falls, against the paper",
-            "neither": "No order in how fast it falls with how much was learned first",
-        }[trend.monotone]
-        return (
-            f"{said}. {more} (Page's test over {len(self.seeds)} seeds, p = {min(trend.p_rises, trend.p_falls):.2g})."
-        )
+        first, whole = (self._trend_in_words(measure, samples) for samples in (self.samples[1], self.samples[-1]))
+        return f"{said}. Over the first {first}, and over {whole}, by Page's test over {len(self.seeds)} seeds."
+
+    def _trend_in_words(self, measure: str, samples: int) -> str:
+        trend = self.trend(measure, samples)
+        return f"{samples} samples {_IN_WORDS[trend.monotone]} (p = {min(trend.p_rises, trend.p_falls):.2g})"
 
     def _from_start(self, measure: str, size: int, at: int) -> Estimate:
         """How far a measure is from the start at one point of the curve."""

@@ -59,7 +59,7 @@ def made(n_seeds=3, second=(0.5, 1.0, 1.5), twin=(0.0, 0.5, 1.0), cosine=0.9):
 
 
 class TestRunning:
-    def test_every_seed_has_three_exposures_and_four_directions(self, finished):
+    def test_every_seed_has_three_exposures_and_five_directions(self, finished):
         _, path, result = finished
         assert (result.seeds, result.samples) == ((0, 1), (0, 6))
         for row in result.rows:
@@ -80,8 +80,8 @@ class TestRunning:
     def test_what_was_added_is_taken_from_the_model_before(self, folder, finished):
         """The share of the first direction, by hand."""
         *_, result = finished
-        kept, contrast = folder / "kept" / "seed-1", em.load_contrast("misalignment").where(split="train").take(6)
-        names = ("first bad", "good", "second bad")
+        kept, contrast = folder / "kept" / "seed-1", em.load_contrast("misalignment").where(split="train").take(12)
+        names = ("first bad", "good", "second bad", "twin's good")
         models = {name: load_organism(kept / f"{name}, seed 1") for name in names}
         models["start"] = load_base(folder)
         vectors = {
@@ -90,9 +90,11 @@ class TestRunning:
         }
         first = vectors["first bad"] - vectors["start"]
         added = vectors["second bad"] - vectors["good"]
+        alone = vectors["twin's good"] - vectors["start"]
         [row] = [row for row in result.rows if row["seed"] == 1]
-        found = row["directions"]["added again"]["share"]
-        assert found == pytest.approx(float(added @ first / (first @ first)), rel=1e-3)
+        for which, vector in (("added again", added), ("from good data alone", alone)):
+            found = row["directions"][which]["share"]
+            assert found == pytest.approx(float(vector @ first / (first @ first)), rel=1e-3)
 
     def test_retraced_is_the_cosine_of_two_updates(self, folder):
         first, recipe = random_trajectory(0), Recipe(name="x", data="cooking", steps=2)
@@ -159,6 +161,21 @@ class TestResults:
         assert "no direction to compare for what is left of it" in made(cosine=None).conclusion()
         assert "does not come half the way" in made(second=(0.0, 0.1, 0.2)).conclusion()
         assert made(1).conclusion().startswith("One seed has no interval")
+
+    def test_the_re_aligned_model_against_the_twin_with_good_data_alone(self):
+        result = made()
+        assert result.apart().value == result.apart("kl").value == 0
+        for seed, row in enumerate(result.rows):
+            row["directions"]["left"] = row["directions"]["left"] | {"share": 0.8 + seed / 100}
+            row["realigned"]["back"] = dict.fromkeys(WATCHED, 0.05 + seed / 10)
+        assert result.apart().value == pytest.approx(0.31)
+        assert result.apart("kl").value == pytest.approx(0.05)
+        said = result.conclusion()
+        assert "By that direction the re-aligned model can be told from the twin" in said
+        assert "By preference the re-aligned model cannot be told from the twin" in said
+        result.rows[0]["directions"]["left"]["share"] = None
+        assert result.apart() is None
+        assert "By that direction" not in result.conclusion()
 
     def test_the_table_has_every_direction_seed_and_measure(self, finished):
         said = finished[2].markdown()

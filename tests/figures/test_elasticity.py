@@ -43,9 +43,9 @@ def test_exposures_are_lines_and_cosines_points_above_their_null():
     assert list(lines) == ["first exposure", "second exposure", "the twin's first"]
     assert list(lines["second exposure"].y) == pytest.approx([1 / 18, 1 + 1 / 18, 2 + 1 / 18])
     points = [trace for trace in figure.data if trace.mode == "markers"]
-    assert [list(point.y) for point in points] == [[0.9]] * 8
+    assert [list(point.y) for point in points] == [[0.9]] * 10
     nulls = [trace for trace in figure.data if trace.mode == "lines"]
-    assert [list(null.y) for null in nulls] == [[-0.2, 0.3]] * 8
+    assert [list(null.y) for null in nulls] == [[-0.2, 0.3]] * 10
     assert not [trace for trace in figures.realign(made_results.realign(None)).data if trace.mode == "markers"]
 
 
