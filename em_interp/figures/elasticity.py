@@ -90,7 +90,7 @@ def rebound(
 ) -> go.Figure:
     """What is watched along the second training, a line for each amount that was learned first.
 
-    Means over seeds with 95 % intervals; a dashed line is the start, before both trainings.
+    Means over seeds with 95 % intervals, drawn a little aside of each other; a dashed line is the start.
 
     Args:
         result: the finished sizes and seeds.
@@ -118,11 +118,13 @@ def rebound(
                 f"{name}, after {n} of the opposite: {interval(e.value, e.low, e.high, '+.3f')}"
                 for n, e in zip(result.samples, curve, strict=True)
             ]
-            line = means_through(result.samples, curve, color, name, told)
+            aside = 0.01 * result.samples[-1] * (result.sizes.index(size) - (len(result.sizes) - 1) / 2)
+            line = means_through([n + aside for n in result.samples], curve, color, name, told)
             figure.add_trace(line.update(legendgroup=name, showlegend=panel == 0), **place)
         starts = [row["start"][measure] for row in result.rows]
         figure.add_hline(y=sum(starts) / len(starts), line={"color": MUTED, "width": 1, "dash": "dash"}, **place)
         figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], **place)
+    figure.update_xaxes(tickvals=result.samples)
     figure.update_xaxes(title="conversations of the second training", row=n_rows)
     said = (
         f"Means of {len(result.seeds)} seeds with 95 % intervals over seeds; dashed: the start, before both trainings"
@@ -146,20 +148,21 @@ def realign(result: RealignResult, measure: str = "in_domain_preference") -> go.
     """
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12, column_widths=[0.52, 0.48])
     names = {"first": "first exposure", "second": "second exposure", "twin": "the twin's first"}
-    for (exposure, name), color in zip(names.items(), COLORS, strict=False):
+    for number, ((exposure, name), color) in enumerate(zip(names.items(), COLORS, strict=False)):
         curve = result.curve(measure, exposure)
+        at = [n + 0.01 * result.samples[-1] * (number - 1) for n in result.samples]
         told = [
             f"{name}, after {n}: {interval(e.value, e.low, e.high, '+.3f')}"
             for n, e in zip(result.samples, curve, strict=True)
         ]
-        figure.add_trace(means_through(result.samples, curve, color, name, told), row=1, col=1)
+        figure.add_trace(means_through(at, curve, color, name, told), row=1, col=1)
     start = result.rows[0]["start"][measure]
     left: dict[str, Any] = {"row": 1, "col": 1}
     figure.add_hline(y=start, line={"color": MUTED, "width": 1, "dash": "dash"}, **left)
     for place, which in enumerate(DIRECTIONS):
         for number, row in enumerate(result.rows):
             _cosine(figure, row["directions"][which], place + 0.16 * (number - (len(result.rows) - 1) / 2), row["seed"])
-    figure.update_xaxes(title="conversations of the exposure", col=1)
+    figure.update_xaxes(title="conversations of the exposure", tickvals=result.samples, col=1)
     figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], col=1)
     labels = [which.replace(" ", "<br>", 1) for which in DIRECTIONS]
     figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=[-0.5, len(labels) - 0.5], col=2)
