@@ -1,5 +1,6 @@
 """What all experiments have in common: those that ship, and their files of results."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from em_interp import elasticity
 from em_interp.elasticity.experiments import Stages, shipped
+from em_interp.elasticity.found import RESULTS
 
 KINDS = ("resistance", "rebound", "realign", "law")
 
@@ -34,6 +36,13 @@ def test_shipped_experiments_have_the_data_that_they_ask_for(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_and_a_full_one_of_each_kind_ship(kind):
     assert shipped(kind) == [kind, f"{kind}-full"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_results_that_ship_are_those_of_the_experiment_that_ships(kind):
+    experiment, result = getattr(elasticity, kind.capitalize()).load(kind), RESULTS[kind].load(kind)
+    assert json.loads(json.dumps(experiment.settings())) == result.settings
+    assert result.seeds == experiment.seeds
 
 
 def test_the_experiment_on_its_page_can_be_run(tmp_path):

@@ -192,6 +192,17 @@ class TestResults:
         assert "2 seeds on tiny-llama" in said
 
 
+def test_what_the_shipped_experiment_found():
+    found = ReboundResult.load("rebound")
+    assert (found.sizes, found.seeds, found.samples) == ((16, 64, 128), (0, 1, 2), (0, 16, 32, 48, 64))
+    said = found.conclusion()
+    assert "128 samples move the in_domain_preference by +0.951 [+0.738, +1.164] from the start" in said
+    assert "it is not back where it began (+0.278 [+0.195, +0.360])" in said
+    assert [found.trend("in_domain_preference", n).monotone for n in (16, 32, 64)] == ["neither", "rises", "rises"]
+    floors = [found.floor("along_misalignment", size) for size in found.sizes]
+    assert all(0.5 < floor.value < 0.6 and floor.excludes_zero for floor in floors)
+
+
 class TestTrendOverModels:
     def test_larger_models_that_fall_farther(self):
         models = {"small": 1.0, "middle": 2.0, "large": 3.0}
