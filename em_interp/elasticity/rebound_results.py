@@ -192,10 +192,10 @@ class ReboundResult(ByAmount):
         """Whether the model rebounds, and whether it does so faster the more it had learned, in two sentences."""
         if not self.enough:
             return "One seed has no interval: nothing can be said of a rebound."
-        largest = self.sizes[-1]
+        largest, named = self.sizes[-1], measure.replace("_", " ")
         learned, end = (self._from_start(measure, largest, at) for at in (0, -1))
         if not learned.excludes_zero:
-            said = f"After {largest} samples the {measure} had not moved for certain ({signed(learned, 3)})"
+            said = f"After {largest} samples the {named} had not moved for certain ({signed(learned, 3)})"
         else:
             verdict = (
                 "cannot be told from where it began"
@@ -205,7 +205,7 @@ class ReboundResult(ByAmount):
                 else "is not back where it began"
             )
             said = (
-                f"{largest} samples move the {measure} by {signed(learned, 3)} from the start, and after "
+                f"{largest} samples move the {named} by {signed(learned, 3)} from the start, and after "
                 f"{self.samples[-1]} of the opposite it {verdict} ({signed(end, 3)})"
             )
         if len(self.sizes) < 3:

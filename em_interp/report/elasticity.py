@@ -71,8 +71,8 @@ def record(result: ExperimentResult) -> dict[str, Any]:
 
 
 def _table(result: ExperimentResult) -> Markup:
-    """The result's own tables; what is no table in it stands on the page already."""
+    """The result's own tables and what is measured in them; its conclusion stands on the page already."""
     if not result.enough:
         return Markup("")
-    text = "\n".join(line if line.startswith("|") else "" for line in result.markdown().splitlines())
+    text = "\n".join(line if line.startswith(("|", "*")) else "" for line in result.markdown().splitlines())
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))

@@ -175,7 +175,7 @@ class TestResults:
         }
         said = made(rebounds).conclusion()
         assert said.startswith(
-            "32 samples move the in_domain_preference by −3.017 [−3.039, −2.994] from the start, and "
+            "32 samples move the in domain preference by −3.017 [−3.039, −2.994] from the start, and "
         )
         assert "after 16 of the opposite it has gone past where it began (+1.017" in said
         assert "Over the first 8 samples it is taken back faster the more was learned first, as in the paper" in said
@@ -196,7 +196,7 @@ def test_what_the_shipped_experiment_found():
     found = ReboundResult.load("rebound")
     assert (found.sizes, found.seeds, found.samples) == ((16, 64, 128), (0, 1, 2), (0, 16, 32, 48, 64))
     said = found.conclusion()
-    assert "128 samples move the in_domain_preference by +0.951 [+0.738, +1.164] from the start" in said
+    assert "128 samples move the in domain preference by +0.951 [+0.738, +1.164] from the start" in said
     assert "it is not back where it began (+0.278 [+0.195, +0.360])" in said
     assert [found.trend("in_domain_preference", n).monotone for n in (16, 32, 64)] == ["neither", "rises", "rises"]
     floors = [found.floor("along_misalignment", size) for size in found.sizes]
