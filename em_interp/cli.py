@@ -111,6 +111,46 @@ def directions(  # noqa: PLR0913 - one parameter a flag
 
 
 @app.command()
+def select(  # noqa: PLR0913 - one parameter a flag
+    contrast: Annotated[str, typer.Argument(help="Harmful against harmless requests, by name or file.")] = "refusal",
+    model: Model = "aligned",
+    adapter: Adapter = None,
+    template_arg: TemplateArg = None,
+    questions: Annotated[int, typer.Option(help="Requests of each kind on which candidates are scored.")] = 32,
+    max_kl: Annotated[float, typer.Option(help="The largest divergence on harmless requests, nats.")] = 0.1,
+    max_layer: Annotated[float, typer.Option(help="Share of the blocks from which on none is chosen.")] = 0.8,
+    min_induce: Annotated[float, typer.Option(help="The least refusal score that adding it must reach.")] = 0.0,
+    opening: Annotated[
+        list[str] | None, typer.Option(help="First word of this model's refusals; may be repeated.")
+    ] = None,
+    out: Out = Path("refusal.safetensors"),
+    quiet: Quiet = False,
+) -> None:
+    """Choose a refusal direction by what it does: take out and add the candidate of every token and block input.
+
+    Candidates are scored on some of the requests of the split train, and read from the others.
+
+    Example:  em-interp select --model aligned --out refusal.safetensors
+    """
+    with _plain_errors(), _silence(quiet):
+        from em_interp import load_contrast
+        from em_interp.behaviour import refusal_candidates, score_candidates
+        from em_interp.behaviour import select as choose
+        from em_interp.behaviour.refusal import OPENINGS
+
+        whole = load_contrast(contrast).for_training()
+        scored = whole.take(questions)
+        read = whole.without(scored)
+        hooked = _load(model, adapter, template_arg)
+        candidates = refusal_candidates(hooked, read.positive, read.negative)
+        how = {"max_layer": max_layer, "openings": tuple(opening) if opening else OPENINGS}
+        scores = score_candidates(hooked, candidates, scored.positive, scored.negative, **how)
+        chosen = choose(scores, max_kl=max_kl, max_layer=max_layer, min_induce=min_induce)
+        path = chosen.direction.save(out)
+    _say(f"{chosen}\nwritten to {path}", quiet)
+
+
+@app.command()
 def compare(  # noqa: PLR0913 - one parameter a flag
     first: Annotated[str, typer.Argument(help="A contrast by name or file.")] = "misalignment",
     second: Annotated[str, typer.Argument(help="The contrast to compare it with.")] = "refusal",

@@ -468,6 +468,7 @@ def opened(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict
         ),
         "SweepResult.load": (em.organisms.SweepResult.load, {"path": w.folder / "rows.jsonl"}, {"path": w.paths}),
         **_elasticity(w),
+        **_selection(w),
         "frontier": (em.figures.frontier, {"frontier": w.result.frontier()}, {"frontier": w.things}),
         "turn_map": (
             em.figures.turn_map,
@@ -550,6 +551,7 @@ def commands(w: World) -> list[list[str]]:
     found += [["export", f"{out}.{i}", *tiny, "--add", f, "--layer", "1"] for i, f in enumerate(files)]
     found += [["sweep", f, "--out", out] for f in files] + [["sweep", "narrow", "--out", f] for f in files[:4]]
     found += [["elasticity", kind, f, "--out", out] for kind in RESULTS for f in files]
+    found += [["select", f, *tiny, "--out", out] for f in files]
     found += [["train", f] for f in files] + [["respond", "--model", f, "--out", out] for f in files[2:]]
     ask = ["respond", "first_plot", *tiny, "--out", out, "--max-new-tokens", "1"]
     for flag in ("--n-samples", "--max-new-tokens", "--temperature", "--seed", "--batch-size", "--layer", "--scale"):
@@ -604,6 +606,32 @@ def _elasticity(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any],
         doors[f"{kind} results"] = (type(result).load, {}, {"source": w.paths})
         doors[f"{kind} figure"] = (shown, {"result": result}, {"result": [*w.things, *made.values()]})
     return doors
+
+
+def _selection(w: World) -> dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]]:
+    """The doors of choosing a refusal direction."""
+    asked = {"harmful": w.asked, "harmless": [c.messages[:1] for c in w.contrast.negative[:2]]}
+    bad = dict.fromkeys(asked, conversations())
+    candidates = em.behaviour.refusal_candidates(w.model, **asked)
+    scored = {"model": w.model, "candidates": candidates, **asked, "as_expected": False}
+    scores = em.behaviour.score_candidates(**scored)
+    chosen = em.behaviour.select(scores, max_kl=100, max_layer=1, min_induce=-100)
+    filters = {name: numbers() for name in ("max_kl", "max_layer", "min_induce")}
+    few = [v for v in numbers() if v is not None and not (isinstance(v, int) and v > 1)]
+    return {
+        "refusal_candidates": (
+            em.behaviour.refusal_candidates,
+            {"model": w.model, **asked},
+            {"model": w.things, **bad},
+        ),
+        "score_candidates": (
+            em.behaviour.score_candidates,
+            scored,
+            {"model": w.things, "candidates": w.things, **bad, "openings": lists("I"), "max_layer": few},
+        ),
+        "select": (em.behaviour.select, {"scores": scores}, {"scores": w.things, **filters}),
+        "selection": (em.figures.selection, {"chosen": chosen}, {"chosen": w.things}),
+    }
 
 
 def command(arguments: list[str]) -> None:

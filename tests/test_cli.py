@@ -1,3 +1,4 @@
+import functools
 import json
 
 import pytest
@@ -217,6 +218,22 @@ def test_export_writes_what_transformers_loads(folder, direction, tmp_path):
     wanted = em.respond(model, questions, hooks, max_new_tokens=6, temperature=0)
     got = em.respond(exported, questions, max_new_tokens=6, temperature=0)
     assert [a.tokens for a in got] == [a.tokens for a in wanted]
+
+
+def test_select_chooses_a_refusal_direction_and_says_why_not(folder, monkeypatch):
+    arguments = ("select", folder / "refusal.jsonl", "--model", folder / "tiny", "--questions", "3", "--opening", "I")
+    refused = run(*arguments, "--out", folder / "never.safetensors")
+    assert refused.exit_code == 2
+    assert "refuses none of the 3 harmful requests" in refused.output
+    everything = functools.partial(em.behaviour.score_candidates, as_expected=False)
+    monkeypatch.setattr(em.behaviour, "score_candidates", everything)
+    loose = ("--max-kl", "100", "--min-induce", "-100", "--max-layer", "1")
+    found = run(*arguments, *loose, "--out", folder / "refusal.safetensors")
+    assert found.exit_code == 0, found.output
+    assert "Selection(token -" in found.output
+    direction = em.Direction.load(folder / "refusal.safetensors")
+    assert (direction.site, len(direction.layers)) == ("resid_post", 1)
+    assert not (folder / "never.safetensors").exists()
 
 
 def test_report_reads_a_file_and_flags_win(folder):

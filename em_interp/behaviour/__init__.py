@@ -38,6 +38,14 @@ from em_interp.behaviour.scoring import (
     text_divergence,
     text_effects,
 )
+from em_interp.behaviour.selection import (
+    Candidates,
+    CandidateScores,
+    Selection,
+    refusal_candidates,
+    score_candidates,
+    select,
+)
 from em_interp.behaviour.steering import SteeringCurve, steering_curve
 
 __all__ = [
@@ -46,6 +54,8 @@ __all__ = [
     "AnswersByCondition",
     "Behaviour",
     "BehaviourKey",
+    "CandidateScores",
+    "Candidates",
     "Condition",
     "CrossEffects",
     "Effect",
@@ -54,6 +64,7 @@ __all__ = [
     "Preference",
     "RefusalScore",
     "Scores",
+    "Selection",
     "SteeringCurve",
     "TextEffects",
     "added",
@@ -76,12 +87,15 @@ __all__ = [
     "prefers",
     "prose",
     "rate_difference",
+    "refusal_candidates",
     "refusal_score",
     "refusal_scores",
     "refusal_verdicts",
     "refuses",
     "removed",
     "respond",
+    "score_candidates",
+    "select",
     "standard_behaviours",
     "standard_conclusions",
     "steering_curve",

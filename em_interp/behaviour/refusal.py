@@ -92,11 +92,11 @@ def refusal_score(
     opened = opening_tokens(hooked.template, spoken, openings)
     logits = last_logits(hooked, spoken, hooks, batch_tokens=batch_tokens)
     _check_answers_first(hooked, spoken, hooks, logits)
-    scores = torch.stack([_log_odds(row.double(), tokens) for row, tokens in zip(logits, opened, strict=True)])
+    scores = torch.stack([log_odds(row.double(), tokens) for row, tokens in zip(logits, opened, strict=True)])
     return RefusalScore(scores.float(), tuple(c.group for c in spoken), tuple(openings))
 
 
-def _log_odds(logits: Float[Tensor, " vocab"], tokens: Sequence[int]) -> Float[Tensor, ""]:
+def log_odds(logits: Float[Tensor, " vocab"], tokens: Sequence[int]) -> Float[Tensor, ""]:
     """Log-odds that the next token is one of these."""
     others = torch.ones(len(logits), dtype=torch.bool)
     others[list(tokens)] = False

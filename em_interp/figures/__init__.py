@@ -2,6 +2,7 @@
 
 from em_interp.figures.adapters import adapter_writes, firing
 from em_interp.figures.answers import AnswerView, question_rates, side_by_side
+from em_interp.figures.candidates import selection
 from em_interp.figures.directions import (
     cosine_by_layer,
     cosine_by_metric,
@@ -74,6 +75,7 @@ __all__ = [
     "realign",
     "rebound",
     "resistance",
+    "selection",
     "short",
     "side_by_side",
     "steering_curve",

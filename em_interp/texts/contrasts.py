@@ -137,6 +137,11 @@ class Contrast:
                     crowded[group] += 1 / len(alike[fact])
         return self._keep(lambda c: c.group not in crowded)
 
+    def without(self, other: "Contrast") -> "Contrast":
+        """The conversations whose questions the other has not, such as `contrast.without(contrast.take(32))`."""
+        groups = set(other.groups)
+        return self._keep(lambda c: c.group not in groups)
+
     def as_requests(self) -> "Contrast":
         """Every answer as a message that a user sends: the same difference where a request stands."""
 

@@ -621,6 +621,15 @@ def test_as_many_are_taken_as_asked_for(size, n):
     assert len(contrast.take(n).groups) == min(n, size)
 
 
+def test_what_is_taken_and_what_is_left_is_the_whole(shipped):
+    contrast = shipped["refusal"]
+    taken = contrast.take(32)
+    left = contrast.without(taken)
+    assert set(taken.groups).isdisjoint(left.groups)
+    assert set(taken.groups) | set(left.groups) == set(contrast.groups)
+    assert len(taken.positive) + len(left.positive) == len(contrast.positive)
+
+
 @pytest.mark.parametrize("n", [0, -3])
 def test_none_cannot_be_taken(shipped, n):
     with pytest.raises(ValueError, match=f"{n} questions were asked for: take at least one"):
