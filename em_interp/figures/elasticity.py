@@ -164,8 +164,8 @@ def realign(result: RealignResult, measure: str = "in_domain_preference") -> go.
             _cosine(figure, row["directions"][which], place + 0.16 * (number - (len(result.rows) - 1) / 2), row["seed"])
     figure.update_xaxes(title="conversations of the exposure", tickvals=result.samples, col=1)
     figure.update_yaxes(title=WATCHED[measure].rpartition(", ")[2], col=1)
-    labels = [which.replace(" ", "<br>", 1) for which in DIRECTIONS]
-    figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, range=[-0.5, len(labels) - 0.5], col=2)
+    labels, shown = [which.replace(" ", "<br>") for which in DIRECTIONS], [-0.5, len(DIRECTIONS) - 0.5]
+    figure.update_xaxes(tickvals=list(range(len(labels))), ticktext=labels, tickangle=0, range=shown, col=2)
     figure.update_yaxes(title="cosine with the first", range=[-1.05, 1.05], col=2)
     said = (
         f"Left: {readable(measure)}, {len(result.rows)} seeds, dashed the start. Right: each seed's cosine with the "

@@ -183,6 +183,23 @@ class TestResults:
         assert all(f"| {measure} |" in said for measure in WATCHED)
 
 
+def test_what_the_shipped_experiment_found():
+    """What notebook 7 says of it: brought back, it cannot be told from a model that had the good data alone."""
+    found = RealignResult.load("realign")
+    assert (found.seeds, found.samples) == ((0, 1, 2), (0, 16, 32, 48, 64))
+    for which, low in (("left", 0.7), ("from good data alone", 0.5), ("returned", 0.8)):
+        direction = found.direction(which)
+        assert low < direction.low < direction.value < 0.95
+        assert all(row["directions"][which]["low"] > 0.5 for row in found.rows)
+    assert not found.apart().excludes_zero
+    assert not found.apart("in_domain_preference").excludes_zero
+    assert found.realigned("refusal_score").high < -3
+    assert not found.priming().excludes_zero
+    assert "The second exposure is neither faster nor slower for certain" in found.conclusion()
+    ends = [row["retraced"]["second"][-1] for row in found.rows]
+    assert sum(abs(end) < 0.1 for end in ends) == 2
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "says"),

@@ -116,6 +116,16 @@ class TestGoingOn:
         assert found.conclusion() == "One seed has no interval: nothing can be said of resistance."
 
 
+def test_what_the_shipped_experiment_found():
+    """Going back and going on are not told apart, and the interval holds the paper's differences too."""
+    found = ResistanceResult.load("resistance")
+    assert found.seeds == (0, 1, 2)
+    loss, excess = found.difference("loss"), found.difference("excess")
+    assert loss.low < -0.096 < 0 < loss.high < 0.1
+    assert not excess.excludes_zero
+    assert found.conclusion().count("are not told apart") == 2
+
+
 class TestBadInput:
     def test_a_file_cut_off_within_a_line_is_refused(self, folder, finished):
         experiment, path, _ = finished
