@@ -345,6 +345,8 @@ def select(
         layer, found = candidates.layers[at[1]], (scores.bypass[at], scores.induce[at], scores.kl[at])
         if layer >= cut:
             return f"at block {cut} or above"
+        if layer >= int(scores.max_layer * n_layers):
+            return "not scored"
         if not candidates.vectors[at].any():
             return "no difference between the classes"
         if not all(map(math.isfinite, map(float, found))):

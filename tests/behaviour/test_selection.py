@@ -142,6 +142,8 @@ def test_layers_above_the_cut_are_not_scored(tiny_llama):
     )
     assert found.bypass[:, 2].isnan().all()
     assert found.bypass[:, 1].isfinite().all()
+    chosen = select(found, max_kl=1e9, max_layer=1, min_induce=-1e9)
+    assert {reasons[2] for reasons in chosen.reasons} == {"not scored"}
 
 
 def made(bypass, induce, kl, zero=()):
