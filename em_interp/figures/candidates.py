@@ -68,7 +68,7 @@ def selection(chosen: Selection) -> go.Figure:
         figure.add_scatter(
             x=[chosen.layer],
             y=[rows[candidates.positions.index(chosen.position)]],
-            marker={"symbol": "circle-open", "size": 17, "line": {"color": INK, "width": 3}},
+            marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 3}},
             **marks,
             row=place,
             col=1,
