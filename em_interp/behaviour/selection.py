@@ -76,12 +76,7 @@ class Candidates:
         if position not in self.positions:
             raise ValueError(f"no candidate is at position {position}: choose one of {list(self.positions)}")
         whole = self.directions[self.positions.index(position)]
-        row = whole.row(layer)
-        parts = {name: getattr(whole, name)[row : row + 1] for name in _PER_LAYER}
-        return replace(whole, layers=(layer,), name=f"{whole.name} at {position}", **parts)
-
-
-_PER_LAYER = ("vectors", "residual_norm", "positive_projection", "negative_projection")
+        return replace(whole.only(layer), name=f"{whole.name} at {position}")
 
 
 @door
@@ -184,13 +179,12 @@ def score_candidates(  # noqa: PLR0913 - what is scored, on what, how far up
         raise ValueError(
             f"the candidates are of {candidates.model}, and the model is {hooked.identity}: read them anew"
         )
-    _check_share(max_layer)
-    asked = [
+    layers = candidates.layers[: _below(max_layer, len(candidates.layers))]
+    bad, good = (
         _asked(hooked, side, openings, batch_tokens, refused if as_expected else None)
         for side, refused in ((harmful, True), (harmless, False))
-    ]
-    bad, good = asked
-    layers = [layer for layer in candidates.layers if layer < int(max_layer * hooked.n_layers)]
+    )
+    unchanged = last_logits(hooked, good.requests, batch_tokens=batch_tokens)
     writes, starting = every_write(hooked), keeping(hooked, *layers)
     shape = (len(candidates.positions), len(candidates.layers))
     bypass, induce, kl = (torch.full(shape, torch.nan) for _ in range(3))
@@ -201,18 +195,21 @@ def score_candidates(  # noqa: PLR0913 - what is scored, on what, how far up
                 if vectors[column].any():  # equal tokens have equal embeddings: no difference, no direction
                     out = project_out(vectors[column], writes)
                     added = add_direction(vectors[column], [f"blocks.{layer}.hook_resid_pre"], raw=True)
-                    bypass[row, column] = bad.score(hooked, out)[0]
-                    kl[row, column] = _divergence(good.logits, good.score(hooked, out)[1])
-                    induce[row, column] = good.score(starting, added)[0]
+                    bypass[row, column] = bad.score(hooked, out)
+                    logits = last_logits(hooked, good.requests, out, batch_tokens=batch_tokens)
+                    kl[row, column] = _divergence(unchanged, logits)
+                    induce[row, column] = good.score(starting, added)
                 progress.update(1)
     return CandidateScores(
         candidates, bypass, induce, kl, bad.mean, good.mean, len(bad.requests), len(good.requests), max_layer
     )
 
 
-def _check_share(max_layer: int | float) -> None:
+def _below(max_layer: int | float, n_layers: int) -> int:
+    """How many blocks lie below this share of all."""
     if not 0 < max_layer <= 1:
         raise ValueError(f"max_layer is {max_layer}: give a share of the blocks, above 0 and at most 1")
+    return int(max_layer * n_layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,20 +220,19 @@ class _Asked:
         requests: what is asked.
         openings: for each, the tokens that a refusal opens with.
         batch_tokens: tokens at a time.
-        logits: of the first token of each answer, the model as it is.
-        mean: the mean refusal score then.
+        mean: the mean refusal score, the model as it is.
     """
 
     requests: tuple[Conversation, ...]
     openings: tuple[tuple[int, ...], ...]
     batch_tokens: int | None
-    logits: Float[Tensor, "request vocab"]
     mean: float
 
-    def score(self, model: HookedModel, hooks: Hooks) -> tuple[float, Float[Tensor, "request vocab"]]:
-        """The mean refusal score under hooks, and the logits that it comes of."""
+    def score(self, model: HookedModel, hooks: Hooks) -> float:
+        """The mean refusal score under hooks."""
         logits = last_logits(model, self.requests, hooks, batch_tokens=self.batch_tokens)
-        return _mean_log_odds(logits, self.openings), logits
+        scores = [log_odds(row.double(), tokens) for row, tokens in zip(logits, self.openings, strict=True)]
+        return float(torch.stack(scores).mean())
 
 
 def _asked(
@@ -249,26 +245,17 @@ def _asked(
     """Those requests that are refused as they should be, or answered as they should be; all of them for None."""
     spoken = [Conversation.of(request) for request in requests]
     scores = refusal_score(hooked, spoken, openings=openings, batch_tokens=batch_tokens).scores
-    kept = tuple(
-        c
-        for c, score in zip(spoken, scores.tolist(), strict=True)
-        if refused is None or (score > 0 if refused else score < 0)
-    )
+    wanted = torch.ones_like(scores, dtype=torch.bool) if refused is None else scores > 0 if refused else scores < 0
+    kept = tuple(c for c, keep in zip(spoken, wanted.tolist(), strict=True) if keep)
     if not kept:
-        what, wanted = ("harmful", "refuses") if refused else ("harmless", "answers")
+        what, does = ("harmful", "refuses") if refused else ("harmless", "answers")
         raise ValueError(
-            f"{hooked.name} {wanted} none of the {len(spoken)} {what} requests (refusal scores from "
+            f"{hooked.name} {does} none of the {len(spoken)} {what} requests (refusal scores from "
             f"{float(scores.min()):+.2f} to {float(scores.max()):+.2f}): give its refusals' first words as openings, "
             f"other requests, or a model that refuses, such as load_bundled('aligned')"
         )
     opened = tuple(tuple(tokens) for tokens in opening_tokens(hooked.template, list(kept), openings))
-    logits = last_logits(hooked, kept, batch_tokens=batch_tokens)
-    return _Asked(kept, opened, batch_tokens, logits, _mean_log_odds(logits, opened))
-
-
-def _mean_log_odds(logits: Float[Tensor, "request vocab"], opened: Sequence[Sequence[int]]) -> float:
-    scores = [log_odds(row.double(), tokens) for row, tokens in zip(logits, opened, strict=True)]
-    return float(torch.stack(scores).mean())
+    return _Asked(kept, opened, batch_tokens, float(scores[wanted].double().mean()))
 
 
 def _divergence(before: Float[Tensor, "request vocab"], after: Float[Tensor, "request vocab"]) -> float:
@@ -333,19 +320,18 @@ def select(
     Raises:
         ValueError: no candidate is left (the message counts what each filter took), or a filter that cannot be.
     """
-    _check_share(max_layer)
     for name, value in {"max_kl": max_kl, "min_induce": min_induce}.items():
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}: give a finite number")
     candidates = scores.candidates
     n_layers = len(candidates.layers)
-    cut = int(max_layer * n_layers)
+    cut, scored = (_below(share, n_layers) for share in (max_layer, scores.max_layer))
 
     def taken_by(at: tuple[int, int]) -> str:
         layer, found = candidates.layers[at[1]], (scores.bypass[at], scores.induce[at], scores.kl[at])
         if layer >= cut:
             return f"at block {cut} or above"
-        if layer >= int(scores.max_layer * n_layers):
+        if layer >= scored:
             return "not scored"
         if not candidates.vectors[at].any():
             return "no difference between the classes"

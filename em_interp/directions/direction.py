@@ -114,6 +114,15 @@ class Direction:
         """The vector of one layer, by its number."""
         return self.vectors[self.row(layer)]
 
+    def only(self, layer: int) -> "Direction":
+        """The same direction at one layer, by its number.
+
+        Raises:
+            ValueError: the layer was not read.
+        """
+        row = self.row(layer)
+        return replace(self, layers=(layer,), **{name: getattr(self, name)[row : row + 1] for name in _TENSORS})
+
     def __len__(self) -> int:
         """Number of layers read."""
         return len(self.layers)

@@ -5,7 +5,7 @@ import html
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from em_interp.behaviour.selection import Selection
+from em_interp.behaviour.selection import CHOSEN, KEPT, Selection
 from em_interp.checks import door
 from em_interp.figures.style import INK, MUTED, dress, layer_ticks, number, short
 
@@ -31,7 +31,7 @@ def selection(chosen: Selection) -> go.Figure:
         (candidates.layers[column], rows[row])
         for row, reasons in enumerate(chosen.reasons)
         for column, reason in enumerate(reasons)
-        if reason.startswith(("KL", "induces"))
+        if reason not in (CHOSEN, KEPT) and scores.bypass[row, column].isfinite()
     ]
     for place, name in enumerate(_GRIDS, 1):
         grid = getattr(scores, name)

@@ -53,9 +53,9 @@ def sections(results: tuple[ExperimentResult, ...]) -> list[Section]:
     return [Section(f"elasticity{i}", _ASKED[r.kind], _SHOWN[r.kind], r, _table(r)) for i, r in enumerate(results)]
 
 
-def drawn(results: tuple[ExperimentResult, ...]) -> dict[str, go.Figure]:
+def drawn(shown: list[Section]) -> dict[str, go.Figure]:
     """The figure of every result that has enough seeds for one, by its key."""
-    return {s.key: getattr(figures, s.result.kind)(s.result) for s in sections(results) if s.result.enough}
+    return {s.key: getattr(figures, s.result.kind)(s.result) for s in shown if s.result.enough}
 
 
 def record(result: ExperimentResult) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         drawn |= organism_section.drawn(r.dissection, names, own)
         dissected = organism_section.findings(r.dissection, names, own)
         tokens = organism_section.tokens(r.dissection.adapter) if r.dissection.adapter else ""
-    drawn |= elasticity_section.drawn(r.elasticity)
+    elasticity = elasticity_section.sections(r.elasticity)
+    drawn |= elasticity_section.drawn(elasticity)
     environment = Environment(
         loader=PackageLoader("em_interp.report", "templates"),
         autoescape=True,
@@ -93,7 +94,7 @@ def _page(results: Results, record: Mapping[str, Any]) -> str:
         conclusions=record["cross_effects"] and record["cross_effects"]["conclusions"],
         judged_effects=bool(r.effects and BehaviourKey.JUDGED_MISALIGNMENT in r.effects.baseline),
         dissected=dissected,
-        elasticity=elasticity_section.sections(r.elasticity),
+        elasticity=elasticity,
         tokens=Markup(tokens),
         said=Markup(figures.side_by_side(r.answers.labelled(r.answers.answers)).html) if r.answers else "",
         plotly=Markup(get_plotlyjs()),
