@@ -102,7 +102,8 @@ def run_realign(
     inside = held_out(experiment.data)
     amounts = {"positive": experiment.bad, "negative": experiment.good}
     told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
-    rows = Rows.opened(out, experiment, Stages(Path(), experiment.recipe, device).load(None).identity)
+    base = [Stages(Path(), experiment.recipe, device).load(None)]  # until it is measured; every stage loads its own
+    rows = Rows.opened(out, experiment, base[0].identity)
     pending = rows.missing([{"seed": seed} for seed in experiment.seeds])
 
     def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def run_realign(
     @functools.cache
     def start() -> _Measuring:
         with part(THE_START):
-            return _Measuring.of(Stages(Path(), experiment.recipe, device).load(None), inside, experiment)
+            return _Measuring.of(base.pop(), inside, experiment)
 
     parts = _parts(experiment, [keys["seed"] for keys in pending])
     return RealignResult.of(finish(rows, pending, experiment, row, parts, keep, device))

@@ -102,7 +102,8 @@ def run_rebound(
     other = "negative" if experiment.first == "positive" else "positive"
     amounts = {experiment.first: max(experiment.sizes), other: experiment.then}
     told = learned(experiment.recipe, experiment.data, amounts, experiment.seeds)
-    rows = Rows.opened(out, experiment, Stages(Path(), experiment.recipe, device).load(None).identity)
+    base = [Stages(Path(), experiment.recipe, device).load(None)]  # until it is measured; every stage loads its own
+    rows = Rows.opened(out, experiment, base[0].identity)
     pending = rows.missing([{"size": size, "seed": seed} for seed in experiment.seeds for size in experiment.sizes])
 
     def row(keys: Mapping[str, int], stages: Stages) -> dict[str, Any]:
@@ -111,8 +112,7 @@ def run_rebound(
     @functools.cache
     def start() -> Watch:
         with part(THE_START):
-            start = Stages(Path(), experiment.recipe, device).load(None)
-            return Watch.of(start, experiment.recipe, inside, experiment.n, experiment.layer)
+            return Watch.of(base.pop(), experiment.recipe, inside, experiment.n, experiment.layer)
 
     return ReboundResult.of(finish(rows, pending, experiment, row, _parts(experiment, pending), keep, device))
 
